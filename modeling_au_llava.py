@@ -1,0 +1,173 @@
+"""AU-LLaVA: a vision encoder, ONE linear projector and a language model (paper, section III-A and Fig. 1)."""
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaPreTrainedModel,
+    PreTrainedConfig,
+)
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .configuration_au_llava import AuLlavaConfig
+from .readout_au_llava import ReadoutMixin
+
+
+class AuLlavaModel(LlavaModel):
+    """Vision tower -> one `nn.Linear` -> language model, without the language modelling head.
+
+    Args:
+        config (`AuLlavaConfig`): The two backbones' configurations.
+
+    Example:
+
+    >>> from au_llava import AuLlavaConfig, AuLlavaModel
+    >>> with torch.device("meta"):  # the paper's 7-billion-parameter pair, without its memory
+    ...     model = AuLlavaModel(AuLlavaConfig())
+    >>> model.multi_modal_projector
+    Linear(in_features=1024, out_features=4096, bias=True)
+    """
+
+    config_class = AuLlavaConfig
+    config: AuLlavaConfig
+
+    def __init__(self, config: AuLlavaConfig):
+        # LlavaModel.__init__ would build its own two-layer projector, and the language model with it.
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Encode images and project their patches into the language model's space.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): Normalised face crops.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` is a list with one tensor `(patches, text_hidden_size)` an
+            image.
+        """
+        outputs = self.vision_tower(pixel_values, return_dict=True)
+        # The last hidden state has passed the encoder's final norm. Stock LLaVA reads `hidden_states`, which for
+        # DINOv2 has not, and would leave the trained norm out.
+        patches = outputs.last_hidden_state
+        if patches.ndim == 4:  # convolutional encoders give a map: (batch, channels, rows, columns)
+            patches = patches.flatten(2).transpose(1, 2)
+        else:  # class and register tokens, if the encoder has any, come before the patches
+            rows, columns = (size // self.config.vision_config.patch_size for size in pixel_values.shape[-2:])
+            patches = patches[:, -rows * columns :]
+        outputs.pooler_output = list(self.multi_modal_projector(patches))
+        return outputs
+
+
+class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneration, GenerationMixin):
+    """AU-LLaVA with its language modelling head: trains, generates text, and answers by [`recognize`].
+
+    Example:
+
+    >>> from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
+    >>> from PIL import Image
+    >>> model = AuLlavaForConditionalGeneration.from_pretrained(default_checkpoint())
+    >>> processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
+    >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="detection", action_units="AU6,AU12")
+    >>> answer = model.recognize(**inputs, grammar=processor.grammar("detection", "AU6,AU12"))
+    >>> answer.values.shape
+    torch.Size([1, 2])
+    """
+
+    config_class = AuLlavaConfig
+    config: AuLlavaConfig
+
+    def __init__(self, config: AuLlavaConfig):
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = AuLlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: str | PreTrainedConfig,
+        language: str | PreTrainedConfig,
+        tokenizer=None,
+        gguf_file: str | None = None,
+        **kwargs,
+    ) -> "AuLlavaForConditionalGeneration":
+        """Join a vision encoder and a language model by a new, untrained projector.
+
+        Args:
+            vision (`str` or `PreTrainedConfig`): Hub id or folder of the encoder; a config gives random weights.
+            language (`str` or `PreTrainedConfig`): The same for the causal language model.
+            tokenizer (*optional*): The language model's tokenizer; loaded from `language` if that is a name. The token
+                `<image>` is added to it, and the embeddings grow if it needs a row that is not there.
+            gguf_file (`str`, *optional*): The GGUF file inside the folder `language`.
+            kwargs: Go to both `from_pretrained` calls: `dtype`, `revision`, `attn_implementation` and so on.
+
+        Returns:
+            [`AuLlavaForConditionalGeneration`]; its processor comes from [`AuLlavaProcessor.from_backbones`].
+
+        Example:
+
+        >>> from transformers import Dinov2Config, LlamaConfig
+        >>> model = AuLlavaForConditionalGeneration.from_backbones(
+        ...     Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2),
+        ...     LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99),
+        ... )
+        >>> model.config.image_token_id, model.get_input_embeddings().num_embeddings
+        (99, 100)
+        """
+        if isinstance(vision, str):
+            vision_config = AutoConfig.from_pretrained(vision)
+            if "vision_config" in vision_config.sub_configs:
+                vision_config = vision_config.vision_config  # CLIP or SigLIP: only the image side is wanted
+            vision_tower = AutoModel.from_pretrained(vision, config=vision_config, **kwargs)
+        else:
+            vision_tower = AutoModel.from_config(vision, **kwargs)
+        if isinstance(language, str):
+            language_model = AutoModelForCausalLM.from_pretrained(language, gguf_file=gguf_file, **kwargs)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file)
+        else:
+            language_model = AutoModelForCausalLM.from_config(language, **kwargs)
+        vocabulary = language_model.config.vocab_size
+        if tokenizer is None:
+            image_token_id = vocabulary
+        else:
+            tokenizer.add_special_tokens({"image_token": "<image>"})
+            image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+        config = cls.config_class(
+            vision_config=vision_tower.config,
+            text_config=language_model.config,
+            image_token_index=image_token_id,
+            tie_word_embeddings=language_model.config.tie_word_embeddings,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.vision_tower = vision_tower
+        model.model.language_model = language_model.base_model
+        model.model.multi_modal_projector = nn.Linear(
+            vision_tower.config.hidden_size, language_model.config.hidden_size, dtype=language_model.dtype
+        )
+        model._init_weights(model.model.multi_modal_projector)
+        model.lm_head = language_model.get_output_embeddings()
+        model.generation_config = language_model.generation_config
+        if image_token_id >= vocabulary:
+            model.resize_token_embeddings(image_token_id + 1)
+        return model
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # `config.json` names the pipeline's file; transformers copies each file that an import line in this one names.
+        from .pipeline_au_llava import FacialActionUnitPipeline  # noqa: F401
+
+        super().save_pretrained(save_directory, **kwargs)
+
+
+AuLlavaModel.register_for_auto_class("AutoModel")
+AuLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -1,0 +1,129 @@
+"""`pipeline("facial-action-units")`: from a photograph to the Action Units of every face in it."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+
+from PIL import Image
+from transformers import Pipeline
+
+from .action_units import select
+from .face_alignment import Face, find_faces, open_image
+
+
+class FacialActionUnitPipeline(Pipeline):
+    """Finds the faces of a photograph, aligns them, and recognises their Action Units.
+
+    Call it with a path, URL, PIL image, array, or a list or generator of them, and:
+
+        task (`str`, defaults to `"detection"`): `detection` (0 or 1), `intensity_level` (0 to 5) or `intensity` (0 to
+            1). action_units (defaults to the task's preset): A preset, codes (`"AU1,AU12"`), or a list with your own
+            [`ActionUnit`]s in it.
+        detector (`str`, defaults to `"auto"`): `auto`, `scrfd`, `cascade`, `none` (the picture is a face crop
+            already), or the path of an SCRFD `.onnx` file.
+        max_faces (`int`, *optional*): Keep at most so many faces of a photograph, the largest first.
+        batch_size (`int`, defaults to 8): Faces that go through the model together.
+
+    Returns:
+        For one photograph a list of faces, largest first, each `{"box": [x0, y0, x1, y1] in pixels or None, "score": 0
+        to 1 or None, "task": ..., "action_units": {"AU12": {"name", "value", "probability", "expected_value"}, ...}}`.
+        For a list, a list of those; the entry of a photograph that could not be read is `{"error": "..."}` instead.
+
+    Example:
+
+    >>> # pipe = pipeline("facial-action-units", model="path/or/hub-id", trust_remote_code=True)
+    >>> # pipe("portrait.jpg", task="intensity_level")[0]["action_units"]["AU12"]["value"]
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        processor, config = self.processor, self.model.config
+        patch = config.vision_config.patch_size
+        if processor.image_token_id != config.image_token_id or processor.patch_size != patch:
+            raise ValueError(
+                f"The processor (image token id {processor.image_token_id}, {processor.patch_size} pixel patches) "
+                f"does not match the model (image token id {config.image_token_id}, {patch} pixel patches); "
+                "load both from one folder."
+            )
+
+    def _sanitize_parameters(self, task=None, action_units=None, detector=None, max_faces=None):
+        question = {"task": task, "action_units": action_units}
+        search = {"detector": detector, "max_faces": max_faces}
+        question, search = ({k: v for k, v in group.items() if v is not None} for group in (question, search))
+        return search, question, {}
+
+    def __call__(self, images, batch_size: int | None = None, **kwargs):
+        search, question, _ = self._sanitize_parameters(**kwargs)
+        search, question = self._preprocess_params | search, self._forward_params | question
+        task = question.get("task", "detection")
+        units = select(question.get("action_units"), task)  # before any photograph is opened
+        if isinstance(images, (list, tuple)):
+            return list(self._stream(images, search, task, units, batch_size))
+        if isinstance(images, Iterator):
+            return self._stream(images, search, task, units, batch_size)
+        faces = self.preprocess(images, **search)
+        return self.postprocess(faces, self.forward(faces, task=task, action_units=units, batch_size=batch_size), task)
+
+    def _stream(self, images: Iterable, search: dict, task: str, units: list, batch_size: int | None) -> Iterator:
+        """Photographs in, results out in the same order, with faces of several photographs sharing a batch."""
+        size = batch_size or self._batch_size or 8
+        waiting: list[list[Face] | Exception] = []
+
+        def flush():
+            faces = [face for entry in waiting if not isinstance(entry, Exception) for face in entry]
+            answers = iter(self.forward(faces, task=task, action_units=units, batch_size=size))
+            for entry in waiting:
+                if isinstance(entry, Exception):
+                    yield {"error": str(entry)}
+                else:
+                    yield self.postprocess(entry, [next(answers) for _ in entry], task)
+            waiting.clear()
+
+        for image in images:
+            try:
+                waiting.append(self.preprocess(image, **search))
+            except (OSError, ValueError) as error:
+                waiting.append(error)
+            if sum(len(entry) for entry in waiting if isinstance(entry, list)) >= size or len(waiting) >= 4 * size:
+                yield from flush()
+        yield from flush()
+
+    def preprocess(self, image, detector: str = "auto", max_faces: int | None = None) -> list[Face]:
+        """Open a photograph and find its faces."""
+        name = image if isinstance(image, str) else type(image).__name__
+        faces = find_faces(open_image(image), detector=detector, max_faces=max_faces)
+        if not faces:
+            warnings.warn(f"No face found in {name}.", stacklevel=2)
+        return faces
+
+    def forward(self, faces: list[Face], task: str, action_units: list, batch_size: int | None = None) -> list[dict]:
+        """Recognise the Action Units of face crops, some at a time."""
+        return self._forward([face.crop for face in faces], task, action_units, batch_size or self._batch_size or 8)
+
+    def _forward(self, crops: list[Image.Image], task: str, action_units: list, batch_size: int) -> list[dict]:
+        grammar, answers = self.processor.grammar(task, action_units), []
+        for start in range(0, len(crops), batch_size):
+            inputs = self.processor(images=crops[start : start + batch_size], task=task, action_units=action_units)
+            answers += self.processor.read(self.model.recognize(**inputs, grammar=grammar), task, action_units)
+        return answers
+
+    def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:
+        """Join each face's place with its answer."""
+        return [
+            {
+                "box": None if face.box is None else [round(float(side), 1) for side in face.box],
+                "score": None if face.score is None else round(float(face.score), 4),
+                "task": task,
+                "action_units": answer,
+            }
+            for face, answer in zip(faces, answers, strict=True)
+        ]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Write model, processor and all their code into one folder that `pipeline` loads again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)

@@ -1,0 +1,241 @@
+"""AuLlavaProcessor: an image and a task become tensors, and answers become named numbers again."""
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
+
+from .action_units import ActionUnit, describe, get_task, select
+from .face_alignment import CROP_SIZE, open_image
+from .readout_au_llava import AnswerGrammar, Recognition
+
+
+_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_CONTENT = {
+    "image_first": "{{ images(message) }}{{ text(message) }}",
+    "text_first": "{{ text(message) }}{{ images(message) }}",
+}
+# The Vicuna v1.5 chat layout. The answer and its end-of-sequence token are what training puts the loss on.
+_CHAT_TEMPLATE = """\
+{%%- macro images(message) -%%}
+{%%- if message['content'] is not string -%%}
+{%%- for part in message['content'] if part['type'] == 'image' -%%}%(image)s{%%- endfor -%%}
+{%%- endif -%%}
+{%%- endmacro -%%}
+{%%- macro text(message) -%%}
+{%%- if message['content'] is string -%%}{{ message['content'] }}
+{%%- else -%%}{%%- for part in message['content'] if part['type'] == 'text' -%%}{{ part['text'] }}{%%- endfor -%%}
+{%%- endif -%%}
+{%%- endmacro -%%}
+{{- bos_token -}}
+{%%- if messages[0]['role'] == 'system' -%%}{{ text(messages[0]) }}{%%- else -%%}%(system)s{%%- endif -%%}
+{%%- for message in messages -%%}
+{%%- if message['role'] == 'user' -%%}{{ ' USER: ' }}%(content)s
+{%%- elif message['role'] == 'assistant' -%%}
+{{ ' ASSISTANT:' }}{%% generation %%}{{ ' ' + text(message) + eos_token }}{%% endgeneration %%}
+{%%- endif -%%}
+{%%- endfor -%%}
+{%%- if add_generation_prompt -%%}{{ ' ASSISTANT:' }}{%%- endif -%%}
+"""
+CHAT_TEMPLATES = {
+    layout: _CHAT_TEMPLATE
+    % {
+        "system": _SYSTEM,
+        "image": "<image>{{ '\\n' }}" if layout == "image_first" else "{{ '\\n' }}<image>",
+        "content": content,
+    }
+    for layout, content in _CONTENT.items()
+}
+
+
+class AuLlavaProcessor(LlavaProcessor):
+    """Turns face crops and a task into model inputs, and a [`Recognition`] into named values.
+
+    Args:
+        image_processor: Resizes and normalises crops, e.g. `BitImageProcessorPil`.
+        tokenizer: The language model's tokenizer, with the token `<image>`.
+        patch_size (`int`, *optional*, defaults to 14): Pixels along the side of one image token.
+        prompt_layout (`str`, *optional*, defaults to `"image_first"`): `"image_first"` puts the image before the text
+            description, as LLaVA does; `"text_first"` puts it after, so that the text can be computed once for many
+            images.
+        chat_template (`str`, *optional*): A template of your own instead of the Vicuna layout.
+
+    Example:
+
+    >>> from PIL import Image
+    >>> from au_llava import AuLlavaProcessor, default_checkpoint
+    >>> processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
+    >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="intensity_level", action_units="disfa")
+    >>> inputs["pixel_values"].shape
+    torch.Size([1, 3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size: int = 14,
+        prompt_layout: str = "image_first",
+        chat_template: str | None = None,
+        **kwargs,
+    ):
+        if prompt_layout not in CHAT_TEMPLATES:
+            raise ValueError(f"Unknown prompt_layout {prompt_layout!r}; accepted: {', '.join(CHAT_TEMPLATES)}.")
+        self.prompt_layout = prompt_layout
+        if chat_template is None or chat_template in CHAT_TEMPLATES.values():
+            chat_template = CHAT_TEMPLATES[prompt_layout]
+        # Only patches become image tokens: the model drops the encoder's class and register tokens.
+        kwargs |= {"num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"}
+        super().__init__(image_processor, tokenizer, patch_size=patch_size, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def from_backbones(
+        cls, vision: str | None, language, patch_size: int = 14, gguf_file: str | None = None, **kwargs
+    ) -> "AuLlavaProcessor":
+        """The processor that goes with [`AuLlavaForConditionalGeneration.from_backbones`].
+
+        Args:
+            vision (`str`, *optional*): Hub id or folder of the vision encoder, whose picture size and normalisation
+                are taken over; `None` gives 224 x 224 pixels and ImageNet's mean and deviation, as DINOv2 has them.
+            language (`str` or tokenizer): Hub id or folder of the language model, or its tokenizer.
+            patch_size (`int`, *optional*, defaults to 14): The encoder's patch size in pixels.
+            kwargs: `prompt_layout`, `chat_template`.
+        """
+        side = {"height": CROP_SIZE, "width": CROP_SIZE}
+        if vision is None:
+            image_processor = BitImageProcessorPil(size={"shortest_edge": CROP_SIZE}, crop_size=side)
+        else:
+            source = AutoImageProcessor.from_pretrained(vision)
+            side = source.crop_size or source.size
+            image_processor = BitImageProcessorPil(
+                size={"shortest_edge": side["height"]},
+                crop_size={"height": side["height"], "width": side["width"]},
+                image_mean=source.image_mean,
+                image_std=source.image_std,
+            )
+        tokenizer = (
+            AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if isinstance(language, str) else language
+        )
+        tokenizer.add_special_tokens({"image_token": "<image>"})
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        return cls(image_processor, tokenizer, patch_size=patch_size, **kwargs)
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        task: str | None = None,
+        action_units: "str | list[str | ActionUnit] | None" = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Prepare face crops for the model.
+
+        Args:
+            images: A crop or a list of crops: paths, URLs, PIL images or arrays of any mode, size and orientation.
+            text (`str` or `list[str]`, *optional*): Prompts of your own, with `<image>` in them, instead of a task.
+            task (`str`, *optional*, defaults to `"detection"` when there is no `text`): `detection`, `intensity_level`
+                or `intensity`.
+            action_units (*optional*): A preset, codes, or [`ActionUnit`]s; defaults to the task's preset.
+
+        Returns:
+            `BatchFeature`: `input_ids` and `attention_mask` `(batch, length)`, left-padded, and `pixel_values`
+            `(batch, 3, 224, 224)`.
+
+        Raises:
+            ValueError: Unknown task or Action Unit, or a picture that cannot be read.
+        """
+        if images is not None:
+            images = _opened(images)
+        if text is None and images is not None:
+            crops = images if isinstance(images, list) else [images]
+            text = [self.prompt(task or "detection", action_units)] * len(crops)
+            kwargs = {"add_special_tokens": False, "return_tensors": "pt", "padding": True} | kwargs
+        elif task is not None or action_units is not None:
+            raise ValueError("Give either `text` or `task` and `action_units`, not both, and images with a task.")
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def prompt(self, task: str, action_units=None) -> str:
+        """The whole prompt with one `<image>` in it: chat layout, and T in the paper's three parts."""
+        return self.apply_chat_template(self.messages(task, action_units), add_generation_prompt=True)
+
+    def messages(self, task: str, action_units=None) -> list[dict]:
+        """The user's turn, as `apply_chat_template` and `pipeline("image-text-to-text")` take it."""
+        content = [{"type": "image"}, {"type": "text", "text": describe(task, action_units)}]
+        return [{"role": "user", "content": content}]
+
+    def grammar(self, task: str, action_units=None) -> AnswerGrammar:
+        """The answers that a task allows, as this tokenizer writes them.
+
+        Raises:
+            ValueError: The tokenizer does not write every value of the task with equally many tokens of its own.
+        """
+        chosen, count = get_task(task), len(select(action_units, task))
+        user = self.messages(task, action_units)
+        start = len(self.apply_chat_template(user, add_generation_prompt=True))
+
+        def completion(answer: str) -> str:
+            return self.apply_chat_template([*user, {"role": "assistant", "content": answer}])[start:]
+
+        # A pair of equal values shows what stands before, between and after values.
+        texts = [completion(f"[{text}, {text}]") for text in chosen.texts]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        value_tokens, frames = [], set()
+        for text, whole, ids, offsets in zip(
+            chosen.texts, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            first = whole.index(text)
+            spans = [(first, first + len(text)), (first + len(text) + 2, first + 2 * len(text) + 2)]
+            inside = [[i for i, (a, b) in enumerate(offsets) if low <= a < b <= high] for low, high in spans]
+            (a, b), (c, d) = [(span[0], span[-1] + 1) for span in inside]
+            value_tokens.append(tuple(ids[a:b]))
+            frames.add((tuple(ids[:a]), tuple(ids[b:c]), tuple(ids[d:]), tuple(ids[c:d]) == tuple(ids[a:b])))
+        if len(frames) > 1 or not next(iter(frames))[-1] or len({len(tokens) for tokens in value_tokens}) > 1:
+            raise ValueError(
+                f"This tokenizer does not write the values {chosen.texts[0]} to {chosen.texts[-1]} with equally many "
+                "tokens of their own; use one in which each digit is a token, such as Llama's or Qwen's."
+            )
+        opening, separator, closing, _ = frames.pop()
+        return AnswerGrammar(
+            opening=list(opening),
+            separator=list(separator),
+            closing=list(closing),
+            value_tokens=torch.tensor(value_tokens),
+            values=torch.tensor(chosen.values),
+            count=count,
+        )
+
+    def read(self, recognition: Recognition, task: str, action_units=None) -> list[dict[str, dict]]:
+        """Name the numbers of a [`Recognition`].
+
+        Returns:
+            `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task);
+            `probability` (0 to 1) of that value; `expected_value`, the mean over the task's values, which for
+            `detection` is the probability that the unit is present. All JSON-serialisable.
+        """
+        chosen, units = get_task(task), select(action_units, task)
+        columns = (recognition.values, recognition.probabilities, recognition.expected_values)
+        return [
+            {
+                unit.code: {
+                    "name": unit.name,
+                    "value": chosen.number(value),
+                    "probability": round(probability, 6),
+                    "expected_value": round(expected, 6),
+                }
+                for unit, value, probability, expected in zip(units, *rows, strict=True)
+            }
+            for rows in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+
+def _opened(images):
+    """Open every picture in a nested list; tensors pass as they are."""
+    if isinstance(images, (list, tuple)):
+        return [_opened(image) for image in images]
+    return images if isinstance(images, torch.Tensor) else open_image(images)
+
+
+AuLlavaProcessor.register_for_auto_class()

@@ -140,7 +140,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         if tokenizer is None:
             image_token_id = vocabulary
         else:
-            tokenizer.add_special_tokens({"image_token": "<image>"})
+            tokenizer.add_tokens("<image>", special_tokens=True)
             image_token_id = tokenizer.convert_tokens_to_ids("<image>")
         config = cls.config_class(
             vision_config=vision_tower.config,

@@ -1,13 +1,17 @@
 """`pipeline("facial-action-units")`: from a photograph to the Action Units of every face in it."""
 
-import warnings
+import os
 from collections.abc import Iterable, Iterator
 
 from PIL import Image
 from transformers import Pipeline
+from transformers.utils import logging
 
 from .action_units import select
 from .face_alignment import Face, find_faces, open_image
+
+
+logger = logging.get_logger(__name__)
 
 
 class FacialActionUnitPipeline(Pipeline):
@@ -85,19 +89,20 @@ class FacialActionUnitPipeline(Pipeline):
 
         for image in images:
             try:
-                waiting.append(self.preprocess(image, **search))
-            except (OSError, ValueError) as error:
+                photograph = open_image(image)
+            except (OSError, ValueError) as error:  # this one is lost, the others are not
                 waiting.append(error)
+            else:
+                waiting.append(self.preprocess(photograph, name=_name(image), **search))
             if sum(len(entry) for entry in waiting if isinstance(entry, list)) >= size or len(waiting) >= 4 * size:
                 yield from flush()
         yield from flush()
 
-    def preprocess(self, image, detector: str = "auto", max_faces: int | None = None) -> list[Face]:
-        """Open a photograph and find its faces."""
-        name = image if isinstance(image, str) else type(image).__name__
+    def preprocess(self, image, detector="auto", max_faces: int | None = None, name: str | None = None) -> list[Face]:
+        """Open a photograph and find its faces; `name` is what a warning calls it."""
         faces = find_faces(open_image(image), detector=detector, max_faces=max_faces)
         if not faces:
-            warnings.warn(f"No face found in {name}.", stacklevel=2)
+            logger.warning(f"No face found in {name or _name(image)}.")
         return faces
 
     def forward(self, faces: list[Face], task: str, action_units: list, batch_size: int | None = None) -> list[dict]:
@@ -127,3 +132,8 @@ class FacialActionUnitPipeline(Pipeline):
         """Write model, processor and all their code into one folder that `pipeline` loads again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _name(image) -> str:
+    """What to call a picture in a message."""
+    return str(image) if isinstance(image, (str, os.PathLike)) else f"the {type(image).__name__} given"

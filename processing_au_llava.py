@@ -117,7 +117,7 @@ class AuLlavaProcessor(LlavaProcessor):
         tokenizer = (
             AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if isinstance(language, str) else language
         )
-        tokenizer.add_special_tokens({"image_token": "<image>"})
+        tokenizer.add_tokens("<image>", special_tokens=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         tokenizer.padding_side = "left"
@@ -182,26 +182,31 @@ class AuLlavaProcessor(LlavaProcessor):
         # A pair of equal values shows what stands before, between and after values.
         texts = [completion(f"[{text}, {text}]") for text in chosen.texts]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        value_tokens, frames = [], set()
+        parts = []
         for text, whole, ids, offsets in zip(
             chosen.texts, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
             first = whole.index(text)
-            spans = [(first, first + len(text)), (first + len(text) + 2, first + 2 * len(text) + 2)]
-            inside = [[i for i, (a, b) in enumerate(offsets) if low <= a < b <= high] for low, high in spans]
-            (a, b), (c, d) = [(span[0], span[-1] + 1) for span in inside]
-            value_tokens.append(tuple(ids[a:b]))
-            frames.add((tuple(ids[:a]), tuple(ids[b:c]), tuple(ids[d:]), tuple(ids[c:d]) == tuple(ids[a:b])))
-        if len(frames) > 1 or not next(iter(frames))[-1] or len({len(tokens) for tokens in value_tokens}) > 1:
+            second = first + len(text) + 2
+            # Tokens of the two values, then what stands before, between and after them.
+            values = [
+                [place for place, (a, b) in enumerate(offsets) if start <= a < b <= start + len(text)]
+                for start in (first, second)
+            ]
+            (a, b), (c, d) = ((places[0], places[-1] + 1) if places else (0, 0) for places in values)
+            parts.append([tuple(ids[slice(*ends)]) for ends in ((a, b), (c, d), (0, a), (b, c), (d, None))])
+        value_tokens, seconds, openings, separators, closings = zip(*parts, strict=True)
+        same_frame = len(set(openings)) == len(set(separators)) == len(set(closings)) == 1
+        same_width = len({len(tokens) for tokens in value_tokens}) == 1 and value_tokens[0]
+        if not (same_frame and same_width and value_tokens == seconds):
             raise ValueError(
                 f"This tokenizer does not write the values {chosen.texts[0]} to {chosen.texts[-1]} with equally many "
                 "tokens of their own; use one in which each digit is a token, such as Llama's or Qwen's."
             )
-        opening, separator, closing, _ = frames.pop()
         return AnswerGrammar(
-            opening=list(opening),
-            separator=list(separator),
-            closing=list(closing),
+            opening=list(openings[0]),
+            separator=list(separators[0]),
+            closing=list(closings[0]),
             value_tokens=torch.tensor(value_tokens),
             values=torch.tensor(chosen.values),
             count=count,

@@ -1,0 +1,185 @@
+import copy
+
+import pytest
+import torch
+from conftest import tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    ConvNextV2Config,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaModel
+
+
+VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SQUARE = {"image_size": 224, "patch_size": 56}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
+
+
+def prompt(model, batch=2, patches=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(3, 90, (batch, 12), generator=generator)
+    image = torch.full((batch, patches), model.config.image_token_id)
+    pixels = torch.randn(batch, 3, 224, 224, generator=generator)
+    ids = torch.cat([words[:, :4], image, words[:, 4:]], 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def test_the_papers_pair_has_the_published_size():
+    with torch.device("meta"):
+        model = AuLlavaForConditionalGeneration(AuLlavaConfig())
+    assert sum(weight.numel() for weight in model.parameters()) == 7_046_982_656
+    assert sum(weight.numel() for weight in model.model.vision_tower.parameters()) == 304_368_640
+    assert sum(weight.numel() for weight in model.model.multi_modal_projector.parameters()) == 4_198_400
+
+
+def test_classes_are_llavas():
+    assert issubclass(AuLlavaModel, LlavaModel)
+    assert issubclass(AuLlavaForConditionalGeneration, LlavaForConditionalGeneration)
+
+
+def test_config_takes_objects_and_dicts_and_round_trips(tmp_path):
+    objects = AuLlavaConfig(vision_config=Dinov2Config(hidden_size=48), text_config=LlamaConfig(hidden_size=64))
+    dicts = AuLlavaConfig(
+        vision_config={"model_type": "dinov2", "hidden_size": 48},
+        text_config={"model_type": "llama", "hidden_size": 64},
+    )
+    assert objects.to_dict() == dicts.to_dict()
+    objects.save_pretrained(tmp_path)
+    assert AuLlavaConfig.from_pretrained(tmp_path).to_dict() == objects.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("vision", "patches"),
+    [
+        (Dinov2Config(**VISION, **SQUARE), 16),
+        (Dinov2WithRegistersConfig(**VISION, **SQUARE, num_register_tokens=4), 16),
+        (CLIPVisionConfig(**VISION, **SQUARE), 16),
+        (SiglipVisionConfig(**VISION, **SQUARE), 16),
+        (ConvNextV2Config(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1]), 49),
+    ],
+    ids=lambda value: getattr(value, "model_type", value),
+)
+def test_any_vision_encoder_gives_its_patches_only(vision, patches):
+    if vision.model_type == "convnextv2":
+        vision.hidden_size = 32
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, LlamaConfig(**TEXT))
+    features = model.get_image_features(torch.randn(2, 3, 224, 224)).pooler_output
+    assert [tuple(patch.shape) for patch in features] == [(patches, 32)] * 2
+    assert model(**prompt(model, patches=patches)).logits.shape == (2, 12 + patches, 100)
+
+
+def test_dinov2_features_are_the_normalised_patch_tokens():
+    model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), LlamaConfig(**TEXT))
+    pixels = torch.randn(1, 3, 224, 224)
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    expected = projector(tower(pixels).last_hidden_state[:, 1:])
+    torch.testing.assert_close(model.get_image_features(pixels).pooler_output[0], expected[0])
+    assert isinstance(projector, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "language", [LlamaConfig(**TEXT), Qwen2Config(**TEXT, num_key_value_heads=2), GPTNeoXConfig(**TEXT)],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_any_language_model_generates(language):
+    model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), language)
+    inputs = prompt(model)
+    new = model.generate(**inputs, do_sample=False, max_new_tokens=5, min_new_tokens=5)
+    assert new.shape == (2, inputs["input_ids"].shape[1] + 5)
+
+
+def test_from_backbones_takes_folders_and_keeps_their_weights(tmp_path, tokenizer):
+    vision, text = Dinov2Config(**VISION, **SQUARE), LlamaConfig(**TEXT | {"vocab_size": len(tokenizer)})
+    encoder, language = Dinov2Model(vision), AutoModelForCausalLM.from_config(text)
+    encoder.save_pretrained(tmp_path / "vision")
+    language.save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    model = AuLlavaForConditionalGeneration.from_backbones(str(tmp_path / "vision"), str(tmp_path / "language"))
+    assert model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
+    words = torch.randint(4, 90, (1, 9))
+    torch.testing.assert_close(model(input_ids=words).logits, language(input_ids=words).logits)
+    pixels = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(model.model.vision_tower(pixels).last_hidden_state, encoder(pixels).last_hidden_state)
+
+
+def test_the_image_token_gets_a_row_of_its_own():
+    model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), LlamaConfig(**TEXT))
+    assert model.config.image_token_id == 99
+    assert model.get_input_embeddings().num_embeddings == model.lm_head.out_features == 100
+    assert model.config.text_config.vocab_size == 100
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    text = LlamaConfig(**TEXT, tie_word_embeddings=True)
+    model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), text)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+    torch.testing.assert_close(again(**prompt(again)).logits, model.eval()(**prompt(model)).logits)
+
+
+def test_saving_and_loading_changes_no_weight(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again, info = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_parameter_gets_a_gradient(model, checkpointing):
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inputs = prompt(model)
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    without = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    # An attention key bias shifts all scores of a query alike, so its gradient is zero but for rounding.
+    assert [name for name in without if "key.bias" not in name and "k_proj.bias" not in name] == []
+
+
+def test_cached_and_uncached_generation_agree(model):
+    inputs = prompt(model)
+    settings = {"do_sample": False, "max_new_tokens": 8}
+    cached = model.generate(**inputs, **settings)
+    assert torch.equal(cached, model.generate(**inputs, **settings, use_cache=False))
+    assert torch.equal(cached, model.generate(**inputs, **settings, cache_implementation="static"))
+
+
+def test_attention_implementations_agree(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    logits = [
+        AuLlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=name)(**prompt(model)).logits
+        for name in ("sdpa", "eager")
+    ]
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+
+
+def test_dtype_and_device_map_are_honoured(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    half = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    inputs = prompt(half)
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    assert half(**inputs).logits.isfinite().all()
+
+
+def test_image_matters(tokenizer):
+    model = tiny_model(copy.deepcopy(tokenizer))
+    inputs = prompt(model)
+    other = inputs | {"pixel_values": inputs["pixel_values"].flip(0)}
+    assert not torch.allclose(model(**inputs).logits[:, -1], model(**other).logits[:, -1])

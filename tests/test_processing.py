@@ -1,0 +1,151 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from au_llava import AuLlavaProcessor
+from au_llava.action_units import TASKS, ActionUnit, describe, select, write_answer
+from au_llava.readout_au_llava import Recognition
+
+
+VICUNA = (
+    "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: <image>\n{question} ASSISTANT:"
+)
+
+
+@pytest.fixture
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8))
+
+
+def test_prompt_is_the_vicuna_layout_with_the_image_first(processor):
+    assert processor.prompt("detection", "AU1,AU2") == VICUNA.format(question=describe("detection", "AU1,AU2"))
+
+
+def test_text_first_puts_the_image_after_the_description(processor):
+    other = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    assert other.prompt("detection", "AU1").endswith(f"{describe('detection', 'AU1')}\n<image> ASSISTANT:")
+
+
+def test_answer_and_end_token_follow_the_prompt(processor):
+    messages = processor.messages("detection", "AU1")
+    messages.append({"role": "assistant", "content": "[1]"})
+    whole = processor.apply_chat_template(messages)
+    assert whole == processor.prompt("detection", "AU1") + " [1]</s>"
+
+
+def test_a_system_message_replaces_the_default(processor):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == "<s>Be brief. USER: Hello ASSISTANT:"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_image_and_task_become_model_inputs(processor, picture, task):
+    inputs = processor(images=[picture, picture], task=task)
+    assert inputs["pixel_values"].shape == (2, 3, 224, 224)
+    assert (inputs["input_ids"] == processor.image_token_id).sum(1).tolist() == [16, 16]
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape
+    assert (inputs["input_ids"] == processor.tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
+
+
+def test_detection_is_the_default_task(processor, picture):
+    assert torch.equal(
+        processor(images=picture)["input_ids"], processor(images=picture, task="detection")["input_ids"]
+    )
+
+
+def test_batches_are_left_padded(processor, picture):
+    texts = [processor.prompt("detection", units) for units in ("AU1", "bp4d")]
+    inputs = processor(images=[picture, picture], text=texts, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"][0, 0] == 0 and inputs["attention_mask"][0, -1] == 1
+    assert inputs["attention_mask"][1].all()
+
+
+def test_every_kind_of_picture_gives_the_same_tensor(processor, picture):
+    colour = processor(images=picture)["pixel_values"]
+    torch.testing.assert_close(processor(images=np.asarray(picture))["pixel_values"], colour)
+    torch.testing.assert_close(processor(images=picture.convert("RGBA"))["pixel_values"], colour)
+    grey = picture.convert("L")
+    expected = processor(images=grey.convert("RGB"))["pixel_values"]
+    torch.testing.assert_close(processor(images=grey)["pixel_values"], expected)
+    sixteen = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    torch.testing.assert_close(processor(images=sixteen)["pixel_values"], expected, atol=0.02, rtol=0)
+    for mode in ("CMYK", "P", "1", "LA"):
+        assert processor(images=picture.convert(mode))["pixel_values"].shape == (1, 3, 224, 224)
+
+
+def test_a_rotated_photograph_is_set_upright(processor, picture, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
+    picture.save(tmp_path / "turned.png", exif=exif)
+    upright = processor(images=picture.transpose(Image.Transpose.ROTATE_270))["pixel_values"]
+    torch.testing.assert_close(processor(images=str(tmp_path / "turned.png"))["pixel_values"], upright)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_grammar_writes_what_the_tokenizer_writes(processor, task):
+    units = select("feafa")
+    grammar = processor.grammar(task, units)
+    values = torch.randint(len(grammar.values), (24,), generator=torch.Generator().manual_seed(0))
+    tokens = grammar.template()
+    tokens[grammar.slots()] = grammar.value_tokens[values]
+    answer = write_answer(grammar.values[values].tolist(), task, units)
+    completion = f" {answer}</s>"
+    assert tokens.tolist() == processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
+    assert len(tokens) == len(grammar)
+
+
+def test_a_tokenizer_that_joins_digits_is_refused(processor):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[", "]", ",", "0", "1", "2", "3", "4", "5", "1.00", "</s>", "<image>", "<unk>", "."]
+    joined = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    joined.pre_tokenizer = pre_tokenizers.Split(",", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=joined, eos_token="</s>", unk_token="<unk>")
+    other = AuLlavaProcessor.from_backbones(None, tokenizer)
+    with pytest.raises(ValueError, match="each digit is a token"):
+        other.grammar("intensity", "feafa")
+
+
+def test_reading_names_the_values(processor):
+    recognition = Recognition(
+        sequences=torch.zeros(1, 1, dtype=torch.long),
+        values=torch.tensor([[1.0, 0.0]]),
+        probabilities=torch.tensor([[0.75, 0.5]]),
+        expected_values=torch.tensor([[0.75, 0.25]]),
+        distributions=torch.zeros(1, 2, 2),
+        forwards=1,
+    )
+    wink = ActionUnit("WINK", "Wink", "one eye closes", "eyelids")
+    assert processor.read(recognition, "detection", ["AU12", wink]) == [
+        {
+            "AU12": {"name": "Lip Corner Puller", "value": 1, "probability": 0.75, "expected_value": 0.75},
+            "WINK": {"name": "Wink", "value": 0, "probability": 0.5, "expected_value": 0.25},
+        }
+    ]
+
+
+def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):
+    other = AuLlavaProcessor(
+        processor.image_processor, copy.deepcopy(processor.tokenizer), patch_size=56, prompt_layout="text_first"
+    )
+    other.save_pretrained(tmp_path)
+    again = AuLlavaProcessor.from_pretrained(tmp_path)
+    assert again.prompt_layout == "text_first"
+    for name, tensor in other(images=picture).items():
+        assert torch.equal(tensor, again(images=picture)[name]), name
+
+
+def test_bad_input_is_named(processor, picture):
+    with pytest.raises(ValueError, match="'smile'.*detection"):
+        processor(images=picture, task="smile")
+    with pytest.raises(ValueError, match="AU99"):
+        processor(images=picture, action_units=["AU99"])
+    with pytest.raises(ValueError, match="not both"):
+        processor(images=picture, text="<image> what?", task="detection")
+    with pytest.raises(ValueError, match="'sideways'.*image_first, text_first"):
+        AuLlavaProcessor(processor.image_processor, processor.tokenizer, prompt_layout="sideways")

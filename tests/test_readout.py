@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from au_llava.readout_au_llava import GrammarLogitsProcessor
+
+
+TASKS = ["detection", "intensity_level", "intensity"]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    # A wide initialisation makes answers differ from slot to slot, so that drafts are often wrong.
+    model = tiny_model(copy.deepcopy(tokenizer), seed=3)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+        # All digits nearly alike, so that each slot's state decides between them.
+        digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
+        noise = torch.randn(len(digits), model.lm_head.in_features, generator=generator)
+        model.lm_head.weight[digits] = model.lm_head.weight[digits[0]] + noise * 0.3
+    return model
+
+
+def inputs_for(processor, task, units, count=3, seed=0):
+    images = torch.rand(count, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+    return processor(images=list(images), task=task, action_units=units, do_rescale=False)
+
+
+def generated(model, inputs, grammar):
+    length = inputs["input_ids"].shape[1]
+    rule = GrammarLogitsProcessor(grammar, length)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=len(grammar), logits_processor=[rule])
+    return output[:, length:]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("units", ["AU12", "AU12,AU1,AU25", "bp4d", "feafa"])
+@pytest.mark.parametrize("layout", ["image_first", "text_first"])
+def test_recognition_equals_constrained_greedy_generation(model, processor, task, units, layout):
+    processor = type(processor)(
+        processor.image_processor, processor.tokenizer, patch_size=processor.patch_size, prompt_layout=layout
+    )
+    grammar, inputs = processor.grammar(task, units), inputs_for(processor, task, units)
+    answer = model.recognize(**inputs, grammar=grammar)
+    assert torch.equal(answer.sequences, generated(model, inputs, grammar))
+    assert answer.forwards <= grammar.count * grammar.width + 1
+
+
+def test_answers_vary_so_that_the_comparison_means_something(model, processor):
+    grammar = processor.grammar("intensity", "feafa")
+    answer = model.recognize(**inputs_for(processor, "intensity", "feafa", count=4), grammar=grammar)
+    assert len(answer.values.unique()) > 10
+    assert answer.forwards > 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batched_answers_equal_single_ones(model, processor, task):
+    grammar, inputs = processor.grammar(task, "disfa"), inputs_for(processor, task, "disfa", count=4)
+    together = model.recognize(**inputs, grammar=grammar)
+    for row in range(4):
+        alone = model.recognize(**{name: tensor[row : row + 1] for name, tensor in inputs.items()}, grammar=grammar)
+        assert torch.equal(alone.sequences[0], together.sequences[row])
+        torch.testing.assert_close(alone.distributions[0], together.distributions[row], atol=1e-4, rtol=0)
+
+
+def test_prompts_of_different_lengths_share_a_batch(model, processor):
+    """Questions about different units of equal number differ in length; left padding must not change answers."""
+    grammar = processor.grammar("detection", "AU1,AU2")
+    images = list(torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)))
+    prompts = [processor.prompt("detection", units) for units in ("AU1,AU2", "AU4,FEAFA12")]
+    settings = {"do_rescale": False, "return_tensors": "pt", "padding": True, "add_special_tokens": False}
+    together = model.recognize(**processor(images=images, text=prompts, **settings), grammar=grammar)
+    for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        alone = model.recognize(**processor(images=[image], text=[prompt], **settings), grammar=grammar)
+        assert torch.equal(alone.sequences[0], together.sequences[row])
+        torch.testing.assert_close(alone.probabilities[0], together.probabilities[row], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_values_and_probabilities_are_consistent(model, processor, task):
+    grammar, inputs = processor.grammar(task, "bp4d"), inputs_for(processor, task, "bp4d")
+    answer = model.recognize(**inputs, grammar=grammar)
+    allowed = grammar.values
+    assert torch.isin(answer.values, allowed).all()
+    torch.testing.assert_close(answer.distributions.sum(-1), torch.ones(3, 12))
+    picked = (answer.values[..., None] == allowed).float().argmax(-1, keepdim=True)
+    torch.testing.assert_close(answer.distributions.gather(-1, picked).squeeze(-1), answer.probabilities)
+    torch.testing.assert_close(answer.distributions @ allowed, answer.expected_values)
+    if task != "intensity":  # one free token a value: the answer is the most probable value
+        assert torch.equal(answer.distributions.argmax(-1, keepdim=True), picked)
+
+
+def test_single_token_distribution_is_the_models_own_softmax(model, processor):
+    grammar, inputs = processor.grammar("detection", "AU12"), inputs_for(processor, "detection", "AU12", count=1)
+    answer = model.recognize(**inputs, grammar=grammar)
+    opening = torch.tensor([grammar.opening])
+    mask = torch.ones(1, inputs["input_ids"].shape[1] + len(grammar.opening), dtype=torch.long)
+    ids = torch.cat([inputs["input_ids"], opening], 1)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"]).logits[0, -1]
+    expected = logits[grammar.value_tokens[:, 0]].softmax(0)
+    torch.testing.assert_close(answer.distributions[0, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_right_draft_is_verified_in_one_pass_and_a_wrong_one_changes_nothing(model, processor):
+    grammar, inputs = processor.grammar("intensity", "feafa"), inputs_for(processor, "intensity", "feafa")
+    plain = model.recognize(**inputs, grammar=grammar)
+    right = model.recognize(**inputs, grammar=grammar, draft=plain.sequences)
+    assert right.forwards == 1
+    assert torch.equal(right.sequences, plain.sequences)
+    torch.testing.assert_close(right.distributions, plain.distributions, atol=1e-4, rtol=0)
+    wrong = model.recognize(**inputs, grammar=grammar, draft=plain.sequences.flip(0))
+    assert torch.equal(wrong.sequences, plain.sequences)
+
+
+def test_bfloat16_answers_are_valid(model, processor):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    grammar, inputs = processor.grammar("intensity", "feafa"), inputs_for(processor, "intensity", "feafa")
+    answer = half.recognize(**inputs, grammar=grammar)
+    assert torch.isin(answer.values, grammar.values).all()
+    torch.testing.assert_close(answer.distributions.sum(-1), torch.ones(3, 24))
+
+
+def test_a_processor_of_another_model_is_refused(model, processor):
+    grammar, inputs = processor.grammar("detection", "AU12"), inputs_for(processor, "detection", "AU12", count=1)
+    inputs["pixel_values"] = torch.rand(1, 3, 280, 280)
+    with pytest.raises(ValueError, match=r"\[16\] image tokens.*\[25\] patches"):
+        model.recognize(**inputs, grammar=grammar)

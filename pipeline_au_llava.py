@@ -64,27 +64,29 @@ class FacialActionUnitPipeline(Pipeline):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
         task = question.get("task", "detection")
-        units = select(question.get("action_units"), task)  # before any photograph is opened
+        question = {"task": task, "action_units": select(question.get("action_units"), task)}
+        size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
+        if size < 1:
+            raise ValueError(f"batch_size is {size}; give 1 or more.")
         if isinstance(images, (list, tuple)):
-            return list(self._stream(images, search, task, units, batch_size))
+            return list(self._stream(images, search, question, size))
         if isinstance(images, Iterator):
-            return self._stream(images, search, task, units, batch_size)
+            return self._stream(images, search, question, size)
         faces = self.preprocess(images, **search)
-        return self.postprocess(faces, self.forward(faces, task=task, action_units=units, batch_size=batch_size), task)
+        return self.postprocess(faces, self.forward(faces, **question, batch_size=size), task)
 
-    def _stream(self, images: Iterable, search: dict, task: str, units: list, batch_size: int | None) -> Iterator:
+    def _stream(self, images: Iterable, search: dict, question: dict, size: int) -> Iterator:
         """Photographs in, results out in the same order, with faces of several photographs sharing a batch."""
-        size = batch_size or self._batch_size or 8
         waiting: list[list[Face] | Exception] = []
 
         def flush():
             faces = [face for entry in waiting if not isinstance(entry, Exception) for face in entry]
-            answers = iter(self.forward(faces, task=task, action_units=units, batch_size=size))
+            answers = iter(self.forward(faces, **question, batch_size=size))
             for entry in waiting:
                 if isinstance(entry, Exception):
                     yield {"error": str(entry)}
                 else:
-                    yield self.postprocess(entry, [next(answers) for _ in entry], task)
+                    yield self.postprocess(entry, [next(answers) for _ in entry], question["task"])
             waiting.clear()
 
         for image in images:
@@ -105,9 +107,9 @@ class FacialActionUnitPipeline(Pipeline):
             logger.warning(f"No face found in {name or _name(image)}.")
         return faces
 
-    def forward(self, faces: list[Face], task: str, action_units: list, batch_size: int | None = None) -> list[dict]:
+    def forward(self, faces: list[Face], task: str, action_units: list, batch_size: int) -> list[dict]:
         """Recognise the Action Units of face crops, some at a time."""
-        return self._forward([face.crop for face in faces], task, action_units, batch_size or self._batch_size or 8)
+        return self._forward([face.crop for face in faces], task, action_units, batch_size)
 
     def _forward(self, crops: list[Image.Image], task: str, action_units: list, batch_size: int) -> list[dict]:
         grammar, answers = self.processor.grammar(task, action_units), []

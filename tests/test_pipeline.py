@@ -1,0 +1,114 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from au_llava.action_units import ActionUnit
+from au_llava.pipeline_au_llava import FacialActionUnitPipeline
+
+
+@pytest.fixture
+def pipe(model, processor):
+    return FacialActionUnitPipeline(model=model, processor=processor, task="facial-action-units")
+
+
+@pytest.fixture
+def crops():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "values"),
+    [
+        ("detection", 12, {0, 1}),
+        ("intensity_level", 12, set(range(6))),
+        ("intensity", 24, {step / 100 for step in range(101)}),
+    ],
+)
+def test_each_task_gives_its_units_and_range(pipe, crops, task, count, values):
+    (face,) = pipe(crops[0], task=task, detector="none")
+    assert face["box"] is None and face["score"] is None and face["task"] == task
+    assert len(face["action_units"]) == count
+    for unit in face["action_units"].values():
+        assert unit["value"] in values
+        assert 0 <= unit["probability"] <= 1
+        assert min(values) - 1e-6 <= unit["expected_value"] <= max(values) + 1e-6
+    assert json.loads(json.dumps(face)) == face
+
+
+def test_lists_keep_their_order_and_batches_change_nothing(pipe, crops):
+    single = [pipe(crop, detector="none") for crop in crops]
+    for batch_size in (1, 2, 8):
+        together = pipe(crops, detector="none", batch_size=batch_size)
+        for one, other in zip(single, together, strict=True):
+            assert [u["value"] for u in one[0]["action_units"].values()] == [
+                u["value"] for u in other[0]["action_units"].values()
+            ]
+
+
+def test_generators_are_streamed(pipe, crops):
+    results = pipe((crop for crop in crops), detector="none", batch_size=2)
+    assert len(next(results)) == 1
+    assert len(list(results)) == 4
+
+
+def test_paths_and_arrays_are_read(pipe, crops, tmp_path):
+    crops[0].save(tmp_path / "face.png")
+    one = pipe(str(tmp_path / "face.png"), detector="none")
+    assert one == pipe(tmp_path / "face.png", detector="none")
+    assert one == pipe(np.asarray(crops[0]), detector="none")
+
+
+def test_one_bad_file_does_not_lose_the_others(pipe, crops, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    results = pipe([crops[0], str(tmp_path / "empty.jpg"), str(tmp_path / "none.jpg"), crops[1]], detector="none")
+    assert results[0] == pipe(crops[0], detector="none") and results[3] == pipe(crops[1], detector="none")
+    assert "empty.jpg" in results[1]["error"] and "none.jpg" in results[2]["error"]
+    with pytest.raises(ValueError, match=r"empty\.jpg"):
+        pipe(str(tmp_path / "empty.jpg"), detector="none")
+
+
+def test_own_units_are_asked_about(pipe, crops):
+    wink = ActionUnit("WINK", "Wink", "one eye closes while the other stays open", "eyelids")
+    (face,) = pipe(crops[0], action_units=["AU12", wink], detector="none")
+    assert face["action_units"]["WINK"]["name"] == "Wink"
+
+
+def test_no_face_is_an_empty_list(pipe):
+    blank = Image.new("RGB", (320, 240), "grey")
+    assert pipe(blank, detector="cascade") == []
+    assert pipe([blank, blank], detector="cascade") == [[], []]
+
+
+def test_settings_can_be_given_once(model, processor, crops):
+    pipe = FacialActionUnitPipeline(
+        model=model, processor=processor, task="facial-action-units", detector="none", action_units="AU1", batch_size=2
+    )
+    assert [list(face["action_units"]) for (face,) in pipe(crops)] == [["AU1"]] * 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"action_units": "AU99"}, "AU99"),
+        ({"action_units": []}, "empty"),
+        ({"task": "smile"}, "smile"),
+        ({"detector": "magic"}, "magic"),
+        ({"max_faces": 0}, "max_faces"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_bad_settings_are_refused_for_one_and_for_many(pipe, crops, settings, message, many):
+    with pytest.raises(ValueError, match=message):
+        pipe(crops if many else crops[0], **{"detector": "none"} | settings)
+
+
+def test_a_processor_of_another_model_is_refused(model, processor):
+    other = copy.deepcopy(processor)
+    other.patch_size = 14
+    with pytest.raises(ValueError, match=r"14 pixel patches.*56 pixel patches"):
+        FacialActionUnitPipeline(model=model, processor=other, task="facial-action-units")

@@ -1,0 +1,198 @@
+"""Pictures for people: bars per Action Unit, face boxes on a photograph, and both on one sheet.
+
+Every function takes what [`FacialActionUnitPipeline`] gives, and gives a PIL image. The colours are Okabe and Ito's
+(2008), which people with any kind of colour vision tell apart; no meaning rests on colour alone.
+
+Example:
+
+>>> from au_llava.drawing import draw_bars
+>>> smile = {"AU12": {"name": "Lip Corner Puller", "value": 4, "probability": 0.7, "expected_value": 3.8}}
+>>> draw_bars(smile, "intensity_level", width=480).width
+480
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from .action_units import get_task
+
+
+INK, PALE, TRACK, ACTIVE = "#1a1a1a", "#5f6368", "#e3e6ea", "#0072B2"
+INACTIVE = "#a3abb5"
+FACE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+@lru_cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def answer_text(unit: dict, task: str) -> str:
+    """How an answer reads beside its bar: `present`, `absent`, a level, or an intensity with two decimals.
+
+    Args:
+        unit (`dict`): One entry of `action_units` in a pipeline's result.
+        task (`str`): The task that the entry answers.
+
+    Example:
+
+    >>> answer_text({"value": 1, "expected_value": 0.93}, "detection")
+    'present'
+    """
+    chosen = get_task(task)
+    return ("absent", "present")[unit["value"]] if len(chosen.values) == 2 else chosen.write(unit["value"])
+
+
+def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title: str | None = None) -> Image.Image:
+    """A bar for each Action Unit of one face.
+
+    The bar is the expected value, on a scale of the task's whole range; for `detection` that is the probability that
+    the unit is present. The text at its end is the model's answer. Units whose answer is 0 have grey bars.
+
+    Args:
+        action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result.
+        task (`str`): `detection` (0 or 1), `intensity_level` (0 to 5) or `intensity` (0 to 1).
+        width (`int`, defaults to 560): Width of the picture in pixels, at least 240. Text grows with it.
+        title (`str`, *optional*): A line above the bars; defaults to the task and its range.
+
+    Returns:
+        `PIL.Image.Image`: RGB, `width` pixels wide, as high as it takes.
+
+    Raises:
+        ValueError: Unknown task, no Action Unit, or too narrow.
+    """
+    chosen = get_task(task)
+    if width < 240 or not action_units:
+        raise ValueError(
+            f"width is {width} with {len(action_units)} Action Units; give at least 240 pixels and 1 unit."
+        )
+    size = max(11, width // 37)
+    plain, bold, row = _font(size), _font(size, bold=True), round(size * 1.75)
+    top, pad = round(size * 3.7), size // 2 + 2
+    image = Image.new("RGB", (width, top + row * len(action_units) + row + pad), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((pad, pad), _fit(title or _title(task), bold, width - 2 * pad), INK, bold)
+    meaning = "probability that it is present" if len(chosen.values) == 2 else "mean of the model's distribution"
+    draw.text((pad, pad + 1.5 * size), _fit(f"bar: {meaning}; text: the answer", plain, width - 2 * pad), PALE, plain)
+
+    code_width = max(bold.getlength(code) for code in action_units) + size
+    left = round(pad + code_width + min(0.36 * width, max(plain.getlength(u["name"]) for u in action_units.values())))
+    right = round(width - pad - size / 2 - max(plain.getlength(t) for t in ("present", chosen.texts[-1])))
+    left, low, high = min(left + size, right - width // 5), chosen.values[0], chosen.values[-1]
+
+    def across(value: float) -> float:
+        return left + (right - size - left) * (value - low) / (high - low)
+
+    bottom = top + row * len(action_units)
+    steps = len(chosen.values) - 1 if 2 < len(chosen.values) < 12 else 4 if right - left > 12 * size else 2
+    for tick in (low + (high - low) * step / steps for step in range(steps + 1)):
+        draw.line([across(tick), top, across(tick), bottom], TRACK, 1)
+        draw.text((across(tick), bottom + 2), f"{tick:g}", PALE, _font(size - 2), anchor="mt")
+    for index, (code, unit) in enumerate(action_units.items()):
+        middle = top + row * index + row / 2
+        active = unit["value"] > low
+        draw.text((pad, middle), code, INK, bold, anchor="lm")
+        name = _fit(unit["name"], plain, left - pad - code_width - size / 2)
+        draw.text((pad + code_width, middle), name, INK, plain, anchor="lm")
+        reach = row * 0.28
+        draw.rectangle([left, middle - reach, across(high), middle + reach], TRACK)
+        end = across(min(max(unit["expected_value"], low), high))
+        draw.rectangle([left, middle - reach, end, middle + reach], ACTIVE if active else INACTIVE)
+        text = answer_text(unit, task)
+        draw.text((right, middle), text, INK if active else PALE, bold if active else plain, anchor="lm")
+    return image
+
+
+def draw_faces(image: Image.Image, faces: list[dict]) -> Image.Image:
+    """A photograph with a numbered box around each face and, under it, the codes of its active Action Units.
+
+    Args:
+        image (`PIL.Image.Image`): The upright photograph, as [`open_image`] gives it.
+        faces (`list[dict]`): A pipeline's result for it. A face without a box is the whole picture. An entry with
+            `"id"` is labelled and coloured by it, else by its place in the list, from 1.
+
+    Returns:
+        `PIL.Image.Image`: RGB, of the photograph's size.
+    """
+    image = image.convert("RGB")
+    draw, side = ImageDraw.Draw(image), min(image.size)
+    line, font = max(2, side // 200), _font(max(11, side // 32), bold=True)
+    for place, face in enumerate(faces, 1):
+        number = face.get("id", place)
+        colour = FACE_COLOURS[(number - 1) % len(FACE_COLOURS)]
+        x0, y0, x1, y1 = face["box"] or (0, 0, image.width - 1, image.height - 1)
+        draw.rectangle([x0, y0, x1, y1], outline="white", width=line + 2)
+        draw.rectangle([x0, y0, x1, y1], outline=colour, width=line)
+        active = [code for code, unit in face["action_units"].items() if unit["value"] > 0]
+        _tag(draw, image, str(number), x0, y0, colour, font, above=True)
+        if active:
+            room = max(x1 - x0, side / 3)
+            _tag(draw, image, _fit(" ".join(active), font, room), x0, y1, colour, font, above=False)
+    return image
+
+
+def _tag(draw, image: Image.Image, text: str, x: float, y: float, colour: str, font, above: bool) -> None:
+    """Dark text on white with a coloured edge, kept inside the picture."""
+    pad = font.size // 4
+    width, height = font.getlength(text) + 2 * pad, font.size + 2 * pad
+    x = min(max(x, 0), image.width - width - 1)
+    y = min(max(y - height if above else y, 0), image.height - height - 1)
+    draw.rectangle([x, y, x + width, y + height], "white", colour, max(1, pad // 3))
+    draw.text((x + pad, y + height / 2), text, INK, font, anchor="lm")
+
+
+def draw_sheet(image: Image.Image, *answers: list[dict], bars_width: int = 560) -> Image.Image:
+    """A photograph with its face boxes, and beneath it the bars of every face, side by side for each task.
+
+    Args:
+        image (`PIL.Image.Image`): The upright photograph.
+        answers (`list[dict]`): The pipeline's results for it, one list a task, with the same faces in the same order.
+        bars_width (`int`, defaults to 560): Width of a block of bars in pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB; the photograph at its own size or, if it is smaller, scaled up to the bars' width.
+    """
+    columns = len(answers)
+    blocks = [
+        [
+            draw_bars(face["action_units"], face["task"], bars_width, _face_title(face, place, len(faces)))
+            for faces, face in zip(answers, same_face, strict=True)
+        ]
+        for place, same_face in enumerate(zip(*answers, strict=True), 1)
+    ]
+    photo = draw_faces(image, answers[0])
+    if photo.width < bars_width:
+        photo = photo.resize((bars_width, round(photo.height * bars_width / photo.width)), Image.Resampling.LANCZOS)
+    heights = [max(block.height for block in row) for row in blocks]
+    sheet = Image.new("RGB", (max(photo.width, columns * bars_width), photo.height + sum(heights)), "white")
+    sheet.paste(photo, ((sheet.width - photo.width) // 2, 0))
+    top = photo.height
+    for row, height in zip(blocks, heights, strict=True):
+        for column, block in enumerate(row):
+            sheet.paste(block, (column * bars_width, top))
+        top += height
+    return sheet
+
+
+def _title(task: str) -> str:
+    """The task and the range of its values."""
+    chosen = get_task(task)
+    return f"{chosen.name.replace('_', ' ').capitalize()}: {chosen.answer.split(' from ')[-1]}"
+
+
+def _face_title(face: dict, place: int, count: int) -> str:
+    which = f"Face {face.get('id', place)}. " if count > 1 or "id" in face else ""
+    return which + _title(face["task"])

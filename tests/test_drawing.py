@@ -1,0 +1,107 @@
+"""Pictures must show the numbers: bars as long as the values, boxes where the faces are."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from au_llava.action_units import TASKS, select
+from au_llava.drawing import ACTIVE, INACTIVE, TRACK, answer_text, draw_bars, draw_faces, draw_sheet
+
+
+def face(task, expected, box=(40, 50, 140, 160), **more):
+    """A pipeline's entry whose units all have the expected value, 0 to 1 of the task's range."""
+    chosen = TASKS[task]
+    units = {
+        unit.code: {
+            "name": unit.name,
+            "value": chosen.number(float(chosen.write(share * chosen.values[-1]))),
+            "probability": 0.5,
+            "expected_value": share * chosen.values[-1],
+        }
+        for unit, share in zip(select(None, task), np.resize(expected, 24), strict=False)
+    }
+    return {"box": box and list(box), "score": 0.9, "task": task, "action_units": units, **more}
+
+
+def pixels(image, colour):
+    return (np.asarray(image) == ImageColor.getrgb(colour)).all(-1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("width", [240, 560, 1200])
+def test_bars_are_as_long_as_the_expected_values(task, width):
+    shares = [0, 0.25, 0.75, 1]
+    image = draw_bars(face(task, shares)["action_units"], task, width)
+    assert image.width == width
+    active, inactive, track = (pixels(image, colour) for colour in (ACTIVE, INACTIVE, TRACK))
+    length = np.maximum(active.sum(1), inactive.sum(1))
+    full = length.max()
+    rows = [length[start] for start in np.flatnonzero(np.diff((length > 0).astype(int)) == 1) + 1]
+    expected = np.resize(shares, len(select(None, task)))
+    assert np.allclose(np.array(rows) / full, expected, atol=2 / full)
+    assert (track | active | inactive).any(1).sum() > len(rows)
+
+
+def test_only_an_active_unit_has_a_coloured_bar():
+    absent, present = (draw_bars(face("detection", [share])["action_units"], "detection") for share in (0.49, 0.51))
+    assert not pixels(absent, ACTIVE).any() and pixels(absent, INACTIVE).any()
+    assert not pixels(present, INACTIVE).any() and pixels(present, ACTIVE).any()
+
+
+def test_answers_read_as_people_write_them():
+    assert answer_text({"value": 0}, "detection") == "absent"
+    assert answer_text({"value": 1}, "detection") == "present"
+    assert answer_text({"value": 3}, "intensity_level") == "3"
+    assert answer_text({"value": 0.5}, "intensity") == "0.50"
+
+
+def test_a_long_or_foreign_name_stays_inside_its_column():
+    units = face("intensity", [0.5])["action_units"]
+    units["FEAFA1"]["name"] = "Lächeln " * 40
+    long = np.asarray(draw_bars(units, "intensity"))
+    units["FEAFA2"]["name"] = "W" * 400
+    start = pixels(long, ACTIVE).any(0).argmax()
+    assert np.array_equal(long[:, start:], np.asarray(draw_bars(units, "intensity"))[:, start:])
+
+
+def test_boxes_stand_where_the_faces_are_and_the_photograph_is_not_written_to():
+    photo = Image.new("RGB", (400, 300), "#808080")
+    faces = [face("detection", [1.0]), face("detection", [0.0], (250, 100, 330, 200))]
+    drawn = draw_faces(photo, faces)
+    assert drawn.size == photo.size and photo.getcolors() == [(400 * 300, (128, 128, 128))]
+    changed = (np.asarray(drawn) != 128).any(-1)
+    for x, y in [(41, 100), (139, 100), (90, 51), (251, 150), (329, 150)]:
+        assert changed[y, x]
+    assert not changed[75:155, 50:130].any() and not changed[205:, 260:].any()  # no unit is active in the second face
+    assert changed[165, 60]  # the first face's codes stand under its box
+
+
+def test_a_face_keeps_the_colour_of_its_id():
+    photo = Image.new("RGB", (400, 300))
+    alone = draw_faces(photo, [face("detection", [0.0], id=3)])
+    third = draw_faces(photo, [face("detection", [0.0], id=1), face("detection", [0.0], id=3)])
+    assert np.array_equal(np.asarray(alone), np.asarray(third))
+
+
+def test_a_picture_that_is_a_face_gets_a_frame_around_it():
+    drawn = np.asarray(draw_faces(Image.new("L", (224, 224)), [face("detection", [1.0], None)]))
+    assert drawn.shape == (224, 224, 3) and drawn[100, 0].any() and drawn[100, 223].any()
+
+
+@pytest.mark.parametrize("size", [(100, 80), (3000, 500)])
+def test_a_sheet_holds_every_face_and_task(size):
+    answers = [[face(task, [1.0], (5, 5, 60, 60)), face(task, [0.0], (50, 5, 90, 60))] for task in TASKS]
+    sheet = draw_sheet(Image.new("RGB", size, "black"), *answers, bars_width=300)
+    assert sheet.width == max(size[0], 900)
+    assert pixels(sheet, ACTIVE).sum() > 40 * 300
+
+
+def test_a_sheet_without_faces_is_the_photograph():
+    assert draw_sheet(Image.new("RGB", (600, 80)), []).size == (600, 80)
+
+
+@pytest.mark.parametrize(("units", "width"), [({}, 400), ("all", 100)])
+def test_bars_need_room_and_units(units, width):
+    units = units and face("detection", [1.0])["action_units"]
+    with pytest.raises(ValueError, match="240"):
+        draw_bars(units, "detection", width)

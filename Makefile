@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all their own set-up; nothing else needs to be installed first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+MODULES := action_units.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
+	pipeline_au_llava.py face_alignment.py
+RENDERS ?= 10000
+DATA := data/synthetic
+
+.PHONY: demo test lint format checkpoint clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/au-llava demo
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy $(MODULES)
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# torch goes in first and alone: asked for later, as a dependency, pip would take the newest build and its CUDA packages.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

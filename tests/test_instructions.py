@@ -1,0 +1,149 @@
+import math
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from au_llava.action_units import ActionUnit, parse_answer, select
+from au_llava.datasets_scripts.augmentation import NOTHING
+from au_llava.datasets_scripts.instructions import (
+    FEATURES,
+    FreshSamples,
+    Question,
+    instruct,
+    learn_relations,
+    make_row,
+    mix,
+)
+
+
+LEVELS = {"AU1": 0.0, "AU4": 3.0, "AU12": 5.0, "AU25": float("nan")}
+
+
+def rows(dataset: str, task: str, labels: dict, count: int) -> Dataset:
+    sample = instruct(labels, task)
+    origin = {"dataset": dataset, "subject": "S", "sequence": "S_1"}
+    image = Image.new("RGB", (8, 8))
+    return Dataset.from_list(
+        [make_row(image, labels, task, sample, frame=frame, **origin) for frame in range(count)], features=FEATURES
+    )
+
+
+def asked(sample: dict) -> list[str]:
+    """The codes that the prompt lists, in order."""
+    return [line.split()[0] for line in sample["prompt"][0]["content"].splitlines() if ": the " in line]
+
+
+def test_prompt_and_completion_are_messages_with_plain_text():
+    sample = instruct(LEVELS, "intensity_level")
+    assert sample["completion"] == [{"role": "assistant", "content": "[0, 3, 5]"}]
+    assert sample["prompt"][0]["role"] == "user" and isinstance(sample["prompt"][0]["content"], str)
+
+
+def test_unknown_labels_are_left_out_of_the_question():
+    assert asked(instruct(LEVELS, "intensity_level")) == ["AU1", "AU4", "AU12"]
+    assert asked(instruct(LEVELS, "intensity_level", ["AU25", "AU6", "AU4"])) == ["AU4"]
+    with pytest.raises(ValueError, match="AU25 has a known label"):
+        instruct(LEVELS, "intensity_level", ["AU25"])
+
+
+@pytest.mark.parametrize("question", [Question(shuffle=True), Question(subset=1), Question(True, 0.5)])
+def test_any_question_asks_for_the_values_of_the_units_it_names(question):
+    labels = {f"FEAFA{index}": index / 100 for index in range(1, 25)}
+    generator, seen = np.random.default_rng(0), []
+    for _ in range(200):
+        sample = instruct(labels, "intensity", question=question, generator=generator)
+        codes = asked(sample)
+        answer = parse_answer(sample["completion"][0]["content"], "intensity", select(codes))
+        assert answer == [labels[code] for code in codes]
+        seen.append(codes)
+    inorder = sum(codes == sorted(codes, key=lambda code: int(code[5:])) for codes in seen)
+    complete = sum(len(codes) == 24 for codes in seen)
+    assert (inorder < 50) if question.shuffle else (inorder == 200)
+    # A subset may still be complete by chance, once in 24.
+    assert complete == 200 if not question.subset else 0 < complete < 200 * (1 - question.subset) + 30
+
+
+def test_chance_needs_a_generator_and_repeats_with_its_seed():
+    question = Question(shuffle=True, subset=0.5)
+    with pytest.raises(ValueError, match="generator"):
+        instruct(LEVELS, "intensity_level", question=question)
+    first, again = (
+        instruct(LEVELS, "intensity_level", question=question, generator=np.random.default_rng(7)) for _ in range(2)
+    )
+    assert first == again
+
+
+def test_values_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="AU12.*5"):
+        instruct({"AU12": 5}, "detection")
+
+
+def test_relations_are_conditional_frequencies_among_known_labels():
+    nan = math.nan
+    # AU6 is active in four frames with known AU12, three of which show AU12; AU12 never goes with AU4.
+    labels = np.array(
+        [[2, 2, 0], [3, 5, 0], [2, 4, 0], [2, 0, 3], [2, nan, 0], [0, 0, 2], [0, 1, 4], [1, 0, 0]], dtype=float
+    )
+    relations = learn_relations(labels, ["AU6", "AU12", "AU4"], active_from=2)
+    told = {link[:2]: link[2:] for link in relations.links}
+    phi = np.corrcoef((labels >= 2)[[0, 1, 2, 3, 5, 6, 7]].T)
+    assert told["AU12", "AU6"] == pytest.approx((1.0, phi[0, 1]))
+    assert told["AU12", "AU4"] == pytest.approx((0.0, phi[1, 2]))
+    prompt = instruct({"AU12": 1, "AU6": 1}, "detection", question=Question(relations=relations))["prompt"]
+    assert "when AU12 is active, AU6 is active in 100 % of frames" in prompt[0]["content"]
+    assert "AU4" not in prompt[0]["content"]
+
+
+def test_relations_need_a_column_for_each_code():
+    with pytest.raises(ValueError, match="give \\(frames, 2\\)"):
+        learn_relations(np.zeros((5, 3)), ["AU1", "AU2"], 1)
+
+
+def test_mixture_keeps_rows_whole_and_follows_the_weights():
+    parts = [
+        rows("bp4d", "detection", {"AU1": 1.0, "AU2": math.nan}, 60),
+        rows("disfa", "intensity_level", {"AU25": 4.0}, 60),
+        rows("feafa", "intensity", {"FEAFA9": 0.35}, 60),
+    ]
+    mixed = mix(parts, weights=[2, 1, 1], seed=3)
+    counts = {name: mixed["dataset"][:100].count(name) for name in ("bp4d", "disfa", "feafa")}
+    assert 38 <= counts["bp4d"] <= 62 and 14 <= counts["disfa"] <= 36
+    assert all(set(zip(mixed["dataset"], mixed["frame"], strict=True)) >= {(n, f) for f in range(60)} for n in counts)
+    bp4d = next(row for row in mixed if row["dataset"] == "bp4d")
+    assert bp4d["labels"][0] == 1 and math.isnan(bp4d["labels"][1]) and bp4d["action_units"] == ["AU1", "AU2"]
+    assert next(row for row in mixed if row["dataset"] == "feafa")["completion"][0]["content"] == "[0.35]"
+    assert mix(parts, weights=[2, 1, 1], seed=3)["frame"] == mixed["frame"]
+    with pytest.raises(ValueError, match="weight"):
+        mix(parts, weights=[1, 0, 1])
+
+
+def test_fresh_samples_mirror_the_labels_and_the_wording():
+    wink = ActionUnit("WINK", "Left Wink", "the left eye closes", "left eyelids", side="left")
+    labels = {"FEAFA1": 0.9, "FEAFA2": 0.1, wink: 1.0}
+    image = Image.new("RGB", (8, 8))
+    image.putpixel((0, 3), (255, 255, 255))
+    row = make_row(
+        image, labels, "intensity", instruct(labels, "intensity"),
+        dataset="own", subject="S", sequence="S", frame=4,
+    )  # fmt: skip
+    plain = Dataset.from_list([row], features=FEATURES)
+    flipped = plain.with_transform(FreshSamples(type(NOTHING)(**vars(NOTHING) | {"flip": 1.0}), action_units=[wink]))[
+        0
+    ]
+    assert flipped["labels"] == [0.1, 0.9, 1.0] and flipped["action_units"] == ["FEAFA1", "FEAFA2", "WINK"]
+    assert "WINK Right Wink: the right eye closes. Look at the right eyelids." in flipped["prompt"][0]["content"]
+    assert flipped["completion"][0]["content"] == "[0.10, 0.90, 1.00]" and flipped["frame"] == 4
+    assert flipped["images"][0].getpixel((7, 3)) == (255, 255, 255)
+
+
+def test_fresh_samples_follow_numpys_global_seed():
+    fresh = rows("disfa", "intensity_level", {f"AU{au}": 1.0 for au in (1, 2, 4, 5, 6, 9, 12)}, 3).with_transform(
+        FreshSamples(question=Question(shuffle=True))
+    )
+    np.random.seed(5)
+    first = fresh[:]["prompt"]
+    second = fresh[:]["prompt"]
+    np.random.seed(5)
+    assert fresh[:]["prompt"] == first != second

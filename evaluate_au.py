@@ -1,0 +1,58 @@
+"""Score an AU-LLaVA: predictions, scores with intervals beside baselines, a report, and the model card.
+
+    python evaluate_au.py --model . --dataset synthetic --output runs/evaluation
+    python evaluate_au.py --dataset synthetic --predictions runs/evaluation --output runs/again
+    accelerate launch evaluate_au.py --model runs/bp4d_{fold} --dataset bp4d --data_dir data/bp4d --output runs/bp4d
+
+A run that was stopped goes on where it stopped. `docs/evaluation.md` explains what is measured and how.
+"""
+
+import argparse
+import sys
+
+from accelerate import PartialState
+
+from evaluation.answers import read_answers
+from evaluation.data import QUESTIONS, SYNTHETIC_SAMPLE, read_synthetic
+from evaluation.predict import predict
+from evaluation.results import summarise, write_results
+from evaluation.table import task_table
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or Hub id; {fold} in it stands for the number of the test fold")
+    parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
+    parser.add_argument("--data_dir", default=str(SYNTHETIC_SAMPLE), help="folder of prepared Parquet shards")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int, help="only the first so many pictures")
+    parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
+    parser.add_argument("--output", required=True, help="folder for predictions, results and report")
+    parser.add_argument("--predictions", help="score these stored predictions instead of a model")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
+    args = parser.parse_args()
+    if bool(args.model) == bool(args.predictions):
+        parser.error("give --model to predict and score, or --predictions to score stored predictions")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    predictions = args.predictions
+    if args.model:
+        evaluation_set = read_synthetic(args.data_dir, args.split, args.limit)
+        predictions = predict(evaluation_set, args.model, args.output, args.batch_size, args.dtype, args.tasks)
+    if not PartialState().is_main_process:
+        return
+    answers = read_answers(predictions)
+    results = summarise(answers, vars(args), " ".join(sys.argv), args.resamples)
+    write_results(results, args.output)
+    for task, result in results["tasks"].items():
+        print("\n" + task_table(task, result))
+    print(f"\nWrote {args.output}/results.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Stored predictions, read back as arrays; everything that is scored starts here."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One task's labels and answers about the same pictures.
+
+    Args:
+        task (`str`): `detection`, `intensity_level` or `intensity`.
+        action_units (`list[str]`): Codes of the columns.
+        samples, subjects (`numpy.ndarray` of shape `(samples,)`): Names of pictures and of the people in them.
+        folds (`numpy.ndarray` of shape `(samples,)`): Test folds, from 1; 0 for a single test split.
+        groups (`dict[str, numpy.ndarray]`): What else is known of the pictures.
+        labels (`numpy.ndarray` of shape `(samples, units)`): In the task's range, NaN where unknown.
+        values (`numpy.ndarray` of shape `(samples, units)`): The numbers answered.
+        expected_values (`numpy.ndarray` of shape `(samples, units)`): Means of the distributions; for `detection` the
+            probability that the unit is present.
+        distributions (`numpy.ndarray` of shape `(samples, units, values)`): Probability of every allowed value.
+    """
+
+    task: str
+    action_units: list[str]
+    samples: np.ndarray
+    subjects: np.ndarray
+    folds: np.ndarray
+    groups: dict[str, np.ndarray]
+    labels: np.ndarray
+    values: np.ndarray
+    expected_values: np.ndarray
+    distributions: np.ndarray
+
+    def take(self, rows) -> "Answers":
+        """Some of the pictures, by index or mask."""
+        arrays = ("samples", "subjects", "folds", "labels", "values", "expected_values", "distributions")
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in arrays},
+            groups={name: column[rows] for name, column in self.groups.items()},
+        )
+
+
+def read_answers(path: str | Path) -> dict[str, Answers]:
+    """Read `predictions.parquet`, or the folder that holds it.
+
+    Returns:
+        `dict[str, Answers]`: By task.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(path)
+    path = path / "predictions.parquet" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"No predictions at {path}; write them first with --model and --output.")
+    table, answers = pq.read_table(path), {}
+    for task in pc.unique(table["task"]).to_pylist():
+        part = table.filter(pc.equal(table["task"], task))
+        units, count = part["action_units"][0].as_py(), len(part)
+
+        def array(name, part=part, count=count, units=units):
+            flat = part[name].combine_chunks().flatten()
+            flat = flat.flatten() if name == "distributions" else flat
+            return flat.to_numpy(zero_copy_only=False).astype(float).reshape(count, len(units), -1)
+
+        group_rows = [dict(row) for row in part["groups"].to_pylist()]
+        answers[task] = Answers(
+            task=task,
+            action_units=units,
+            samples=np.array(part["sample"].to_pylist()),
+            subjects=np.array(part["subject"].to_pylist()),
+            folds=part["fold"].to_numpy(),
+            groups={name: np.array([row[name] for row in group_rows]) for name in group_rows[0]},
+            labels=array("labels")[..., 0],
+            # Stored as 32 bit: two decimals bring back the grid of 0.01 that the answers lie on.
+            values=array("values")[..., 0].round(2),
+            expected_values=array("expected_values")[..., 0],
+            distributions=array("distributions"),
+        )
+    return answers

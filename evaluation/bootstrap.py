@@ -1,0 +1,124 @@
+"""Intervals by resampling people, not pictures.
+
+Pictures of one person are alike, so that intervals over pictures are far too narrow. Every score with an interval is a
+function of sums over pictures; the sums are taken once for each person, and a resample is a weighted sum of them.
+"""
+
+import numpy as np
+
+
+RESAMPLES = 1000
+_SEED = 2409
+
+
+def detection_sums(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`(samples, units, 4)`: true positive, false positive, false negative, true negative; 0 where unknown."""
+    cells = [(labels == 1) & (values == 1), (labels == 0) & (values == 1)]
+    cells += [(labels == 1) & (values == 0), (labels == 0) & (values == 0)]
+    return np.stack(cells, -1).astype(float)
+
+
+def intensity_sums(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`(samples, units, 8)`: count, x, y, xx, yy, xy, error, and error and count on non-zero labels (x label)."""
+    seen = ~np.isnan(labels)
+    x, error, strong = np.where(seen, labels, 0), np.abs(np.where(seen, labels - values, 0)), seen & (labels != 0)
+    y = np.where(seen, values, 0)
+    return np.stack([seen, x, y, x * x, y * y, x * y, error, error * strong, strong], -1).astype(float)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, empty), where=denominator > 0)
+
+
+def detection_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of `metrics/au_detection` from summed counts of shape `(..., 4)`."""
+    tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
+    hit, correct_rejection = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    classes = (tp + fn > 0).astype(float) + (tn + fp > 0)
+    scores = {
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "precision": _ratio(tp, tp + fp),
+        "recall": hit,
+        "accuracy": _ratio(tp + tn, tp + fp + fn + tn),
+        "balanced_accuracy": _ratio(hit + correct_rejection, classes),
+    }
+    return {name: np.where(classes > 0, score, np.nan) for name, score in scores.items()}
+
+
+def intensity_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of `metrics/au_intensity` from summed moments of shape `(..., 9)`."""
+    n, x, y, xx, yy, xy, error, strong_error, strong = np.moveaxis(sums, -1, 0)
+    mx, my = _ratio(x, n), _ratio(y, n)
+    vx, vy, cov = (_ratio(square, n) - mean for square, mean in ((xx, mx * mx), (yy, my * my), (xy, mx * my)))
+    varied = (vx > 1e-9) & (vy > 1e-9)  # less is rounding of the sums
+    gap = (mx - my) ** 2
+    between, residual = (
+        (vx + vy) / 2 + cov,
+        (vx + vy) / 2 - cov,
+    )  # mean squares of targets and residual, over n / (n - 1)
+    judges = gap * np.maximum(n - 1, 0) / 2  # mean square of judges, on the same scale
+    scores = {
+        "pearson": cov / np.sqrt(np.where(varied, vx * vy, 1)),
+        "ccc": _ratio(2 * cov, vx + vy + gap),
+        "icc31": _ratio(between - residual, between + residual),
+        "icc21": _ratio(between - residual, between + residual + 2 * _ratio(judges - residual, n)),
+    }
+    known = n > 0
+    return {
+        "mae": np.where(known, _ratio(error, n), np.nan),
+        "mae_nonzero": _ratio(strong_error, strong, np.nan),
+        "mse": np.where(known, _ratio(xx + yy - 2 * xy, n), np.nan),
+        **{name: np.where(known, np.where(varied, score, 0.0), np.nan) for name, score in scores.items()},
+    }
+
+
+def per_subject(sums: np.ndarray, subjects: np.ndarray, folds: np.ndarray) -> list[np.ndarray]:
+    """Sums of each person, one array `(people, units, sums)` a fold, people in order of name."""
+    result = []
+    for fold in np.unique(folds):
+        inside = folds == fold
+        names, owner = np.unique(subjects[inside], return_inverse=True)
+        total = np.zeros((len(names), *sums.shape[1:]))
+        np.add.at(total, owner, sums[inside])
+        result.append(total)
+    return result
+
+
+def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Scores of every resample, people drawn with replacement within each fold, then the mean over folds.
+
+    The draws depend on the numbers of people alone, so that rows on the same people are resampled alike and their
+    differences are paired.
+
+    Args:
+        people: From [`per_subject`].
+        scores: [`detection_scores`] or [`intensity_scores`].
+
+    Returns:
+        `dict[str, numpy.ndarray]`: For each score `(resamples, units)`.
+    """
+    random_state, folds = np.random.default_rng(_SEED), []
+    for fold in people:
+        weights = random_state.multinomial(len(fold), np.full(len(fold), 1 / len(fold)), size=resamples)
+        folds.append(scores(np.tensordot(weights.astype(float), fold, axes=1)))
+    return {name: mean_over([fold[name] for fold in folds]) for name in folds[0]}
+
+
+def mean_over(columns, axis: int = 0) -> np.ndarray:
+    """Mean that leaves NaN out, and is NaN without a warning where nothing is left."""
+    columns = np.asarray(columns, float)
+    seen = ~np.isnan(columns)
+    return _ratio(np.where(seen, columns, 0).sum(axis), seen.sum(axis).astype(float), np.nan)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of resampled values.
+
+    >>> interval(np.arange(1001))
+    (25.0, 975.0)
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

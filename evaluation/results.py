@@ -1,0 +1,56 @@
+"""`results.json`: all scores of one evaluation, and what a reader needs to know to repeat it."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy
+import torch
+import transformers
+
+from au_llava import __version__
+
+from .answers import Answers
+from .scores import score
+
+
+def summarise(answers: dict[str, Answers], settings: dict, command: str, resamples: int = 1000) -> dict:
+    """Score every task, and note model, data, versions and command.
+
+    Args:
+        answers (`dict[str, Answers]`): From [`read_answers`].
+        settings (`dict`): What was evaluated; kept as it is.
+        command (`str`): The command line that repeats it.
+        resamples (`int`): Of people, for the intervals.
+    """
+    return {
+        "settings": settings,
+        "command": command,
+        "versions": {
+            "au_llava": __version__,
+            "numpy": numpy.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "tasks": {task: score(answer, resamples) for task, answer in answers.items()},
+    }
+
+
+def write_results(results: dict, output: str | Path) -> Path:
+    """Write `results.json`; NaN, which JSON does not have, becomes null."""
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    draft = output / "results.json.tmp"
+    draft.write_text(json.dumps(_plain(results), indent=1) + "\n")
+    os.replace(draft, output / "results.json")
+    return output / "results.json"
+
+
+def _plain(value):
+    """The same value without NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

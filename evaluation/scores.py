@@ -1,0 +1,132 @@
+"""Scores of a model and of baselines that know no picture, on the same labels, with intervals over people."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import evaluate
+import numpy as np
+
+from au_llava.action_units import get_task
+
+from . import bootstrap
+from .answers import Answers
+
+
+_METRICS = Path(__file__).resolve().parent.parent / "metrics"
+MODEL = "AU-LLaVA"
+
+
+@cache
+def _metric(name: str):
+    return evaluate.load(str(_METRICS / name))
+
+
+def is_detection(task: str) -> bool:
+    """Whether a task's answers are yes or no."""
+    return len(get_task(task).texts) == 2
+
+
+def score(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict:
+    """Everything that `results.json` says about one task.
+
+    Returns:
+        `dict`: `action_units`, `samples`, `subjects`, `folds`, `unknown`, `base_rate` by unit, and `rows`: for the
+        model's answer, its expected value, and each baseline what [`score_row`] gives.
+    """
+    rows = {}
+    for name, values in _rows(answers).items():
+        # A baseline is quite sure of what it says, and says the same of every picture.
+        probabilities = answers.expected_values if name == MODEL else values
+        rows[name] = score_row(answers, values, probabilities, resamples)
+    seen = ~np.isnan(answers.labels)
+    present = np.where(seen, answers.labels > 0, False).sum(0) / np.maximum(seen.sum(0), 1)
+    return {
+        "action_units": answers.action_units,
+        "samples": len(answers.samples),
+        "subjects": len(np.unique(answers.subjects)),
+        "folds": [int(fold) for fold in np.unique(answers.folds)],
+        "unknown": int((~seen).sum()),
+        "base_rate": dict(zip(answers.action_units, present.round(6).tolist(), strict=True)),
+        "rows": rows,
+    }
+
+
+def _rows(answers: Answers) -> dict[str, np.ndarray]:
+    """The model's answers, and baselines made of the very labels that they are scored on, to their advantage."""
+    labels, shape = answers.labels, answers.labels.shape
+    mean = bootstrap.mean_over(labels)
+    if is_detection(answers.task):
+        return {
+            MODEL: answers.values,
+            "always positive": np.ones(shape),
+            "majority": np.broadcast_to((mean > 0.5).astype(float), shape),
+        }
+    return {
+        MODEL: answers.values,
+        f"{MODEL}, expected value": answers.expected_values,
+        "predict the mean": np.broadcast_to(np.nan_to_num(mean), shape),
+        "always zero": np.zeros(shape),
+    }
+
+
+def score_row(
+    answers: Answers, values: np.ndarray, probabilities: np.ndarray, resamples: int = bootstrap.RESAMPLES
+) -> dict:
+    """Score one row of a table: the mean over folds for each unit, then the mean over units.
+
+    Args:
+        answers ([`Answers`]): Labels, people and folds.
+        values (`numpy.ndarray` of shape `(samples, units)`): What is scored.
+        probabilities (`numpy.ndarray`, same shape): Of presence, for ROC-AUC and average precision; only `detection`
+            has these.
+
+    Returns:
+        `dict`: `mean` and `action_units` (by unit), each score as `{"value", "low", "high"}` with a 95 % interval over
+        people (ROC-AUC and average precision have none); `spread`, the standard deviation of the folds' means;
+        `pooled`, the means with all folds taken together; `degenerate`, remarks of the metric.
+    """
+    folds = [_compute(answers, values, probabilities, answers.folds == fold) for fold in np.unique(answers.folds)]
+    pooled = _compute(answers, values, probabilities, slice(None)) if len(folds) > 1 else folds[0]
+    if is_detection(answers.task):
+        sums, scores = bootstrap.detection_sums(answers.labels, values), bootstrap.detection_scores
+    else:
+        sums, scores = bootstrap.intensity_sums(answers.labels, values), bootstrap.intensity_scores
+    draws = bootstrap.resample(bootstrap.per_subject(sums, answers.subjects, answers.folds), scores, resamples)
+    names = [name for name in pooled if name not in ("unknown", "degenerate", "action_units")]
+
+    def entry(value, draw) -> dict[str, float]:
+        low, high = bootstrap.interval(draw) if draw is not None else (float("nan"), float("nan"))
+        return {"value": float(value), "low": low, "high": high}
+
+    per_unit, mean = {}, {}
+    for column, unit in enumerate(answers.action_units):
+        per_unit[unit] = {
+            name: entry(
+                bootstrap.mean_over([fold["action_units"][unit][name] for fold in folds]),
+                draws[name][:, column] if name in draws else None,
+            )
+            for name in names
+        }
+    for name in names:
+        draw = bootstrap.mean_over(draws[name], axis=1) if name in draws else None
+        mean[name] = entry(bootstrap.mean_over([unit[name]["value"] for unit in per_unit.values()]), draw)
+    return {
+        "mean": mean,
+        "action_units": per_unit,
+        "spread": {name: float(np.std([fold[name] for fold in folds])) for name in names},
+        "pooled": {name: pooled[name] for name in names},
+        "degenerate": pooled["degenerate"],
+    }
+
+
+def _compute(answers: Answers, values: np.ndarray, probabilities: np.ndarray, rows: Sequence | slice) -> dict:
+    """One call of the Evaluate module that fits the task."""
+    shared = {
+        "predictions": values[rows],
+        "references": answers.labels[rows],
+        "action_units": answers.action_units,
+    }
+    if not is_detection(answers.task):
+        return _metric("au_intensity").compute(**shared)
+    return _metric("au_detection").compute(**shared, probabilities=probabilities[rows])

@@ -1,0 +1,81 @@
+"""Results as lines of text, for the terminal."""
+
+import math
+
+from .scores import MODEL, is_detection
+
+
+# The scores shown first, and whether more is better.
+HEADLINES = {True: ("f1", "balanced_accuracy", "roc_auc"), False: ("mae", "mae_nonzero", "icc31", "ccc")}
+NAMES = {
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
+    "mae": "MAE",
+    "mae_nonzero": "MAE, non-zero",
+    "mse": "MSE",
+    "pearson": "Pearson",
+    "ccc": "CCC",
+    "icc31": "ICC(3,1)",
+    "icc21": "ICC(2,1)",
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score as people read it.
+
+    >>> number(0.61549), number(float("nan"))
+    ('0.615', '-')
+    """
+    return (
+        "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0:.{digits}f}"
+    )  # + 0: no minus zero
+
+
+def with_interval(entry: dict) -> str:
+    """A score with its 95 % interval, where it has one."""
+    low, high = entry["low"], entry["high"]
+    span = "" if low is None or math.isnan(low) else f" [{number(low)}, {number(high)}]"
+    return number(entry["value"]) + span
+
+
+def columns(lines: list[list[str]]) -> str:
+    """Rows of cells as aligned text; the first column to the left, the others to the right."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def task_table(task: str, result: dict) -> str:
+    """The means of all rows with intervals, then each Action Unit's headline score for every row."""
+    names, rows = HEADLINES[is_detection(task)], result["rows"]
+    means = [["mean", *(NAMES[name] for name in names)]]
+    means += [[row, *(with_interval(scores["mean"][name]) for name in names)] for row, scores in rows.items()]
+    main = names[0]
+    per_unit = [["", "present", *(f"{NAMES[main]} {row}" for row in rows), *(NAMES[name] for name in names[1:])]]
+    for unit in result["action_units"]:
+        scores = {row: rows[row]["action_units"][unit] for row in rows}
+        cells = [scores[row][main] for row in rows] + [scores[MODEL][name] for name in names[1:]]
+        per_unit.append([unit, number(result["base_rate"][unit]), *(number(cell["value"]) for cell in cells)])
+    head = (
+        f"{task}: {result['samples']} pictures of {result['subjects']} people, {len(result['action_units'])} Action "
+        f"Units; 95 % intervals over people"
+    )
+    return "\n".join([head, "", columns(means), "", columns(per_unit), *remarks(rows[MODEL])])
+
+
+def remarks(row: dict) -> list[str]:
+    """What to know about scores set by convention, one line for all units that share it."""
+    units = {}
+    for unit, note in row["degenerate"].items():
+        units.setdefault(note, []).append(unit)
+    return [f"{', '.join(codes)}: {note}." for note, codes in units.items()]

@@ -14,36 +14,42 @@ def _grid_triangles(rows: int, columns: int, closed: bool) -> np.ndarray:
     return np.stack([a, a + 1, b, a + 1, b + 1, b], -1).reshape(-1, 3).astype(np.int32)
 
 
-def hair_shell(rng, neutral: np.ndarray, ears: np.ndarray, bottom: float, front: float):
+def hair_shell(rng, neutral: np.ndarray, ears: np.ndarray, rise: float, bottom: float, front: float):
     """A curtain of hair (or cloth) around the skull, open before the face.
 
     Args:
         rng (`np.random.Generator`): Where chance comes from.
         neutral (`np.ndarray`): (S, 3) the person's smoothed head.
         ears (`np.ndarray`): (S,) mask of the ears, which the curtain covers.
-        bottom (`float`): Height at which it ends.
+        rise (`float`): How much higher this head lies than the head at rest.
+        bottom (`float`): Height at which it ends on the head at rest.
         front (`float`): Angle from straight ahead at which it begins, in radians.
 
     Returns:
         `tuple`: vertices (N, 3) and triangles (M, 3).
     """
     rows, columns = 26, 44
-    ear = neutral[ears > 0.5]
-    width, centre = np.abs(ear[:, 0]).max() + rng.uniform(0.0, 0.05), np.median(ear[:, 2]) - 0.1
-    skull = neutral[neutral[:, 1] > 7.0]
-    back, top = centre - skull[:, 2].min() + rng.uniform(0.05, 0.15), skull[:, 1].max()
-    height = np.linspace(top - 0.12, bottom, rows)[:, None]
-    round_off = np.sqrt(np.clip(1 - (np.clip(height - 7.45, 0, None) / (top - 7.35)) ** 2, 0.02, 1))
-    flare = 1 + rng.uniform(-0.05, 0.16) * np.clip((7.2 - height) / 1.5, 0, 1)
+    bottom = bottom + rise
+    ear, skull = neutral[ears > 0.5], neutral[neutral[:, 1] > 6.9 + rise]
+    centre, top, lift = np.median(ear[:, 2]) - 0.1, skull[:, 1].max(), rng.uniform(0.03, 0.12)
+    height = np.linspace(top - 0.1, bottom, rows)[:, None]
+    # Above the ears the curtain follows the skull, from there on it hangs straight down.
+    slices = [skull[np.abs(skull[:, 1] - max(y, 7.25 + rise)) < 0.09] for y in height[:, 0]]
+    lift = lift * np.clip((top - height) / 0.5, 0.15, 1)
+    width = np.array([[np.abs(part[:, 0]).max()] for part in slices]) + lift
+    back = np.array([[centre - part[:, 2].min()] for part in slices]) + lift
+    ahead = np.minimum(0.85, np.array([[part[:, 2].max() - centre] for part in slices]) + lift)
+    flare = 1 + rng.uniform(-0.05, 0.16) * np.clip((7.2 + rise - height) / 1.5, 0, 1)
     vertices = []
     for side in (-1, 1):
-        ragged = front + rng.normal(0, 0.035, (rows, 1)) + rng.uniform(-0.1, 0.1) * (height - 7.2)
+        ragged = front + rng.normal(0, 0.035, (rows, 1)) + rng.uniform(-0.1, 0.1) * (height - 7.2 - rise)
         angle = ragged + (np.pi - ragged) * np.linspace(0, 1, columns // 2)[None]
         wave = 1 + 0.02 * np.sin(angle * rng.uniform(6, 14) + rng.uniform(0, 6) + height * rng.uniform(0, 3))
-        x = side * width * round_off * flare * wave * np.abs(np.sin(angle)) ** 0.6
-        reach = np.where(np.cos(angle) > 0, 0.85, back) * wave
-        z = centre + reach * round_off * np.cos(angle)
-        part = np.stack([x, np.broadcast_to(height, x.shape), z], -1)
+        x = side * width * flare * wave * np.abs(np.sin(angle)) ** 0.7
+        z = centre + np.where(np.cos(angle) > 0, ahead, back) * wave * np.cos(angle)
+        fall = (top - 0.1 - height) / (top - 0.1 - bottom)
+        uneven = height + fall**3 * rng.normal(0, 0.06, (1, columns // 2))
+        part = np.stack([x, uneven + np.zeros_like(x), z], -1)
         vertices.append(part if side < 0 else part[:, ::-1])
     grid = np.concatenate(vertices, 1)
     return grid.reshape(-1, 3), _grid_triangles(rows, columns, closed=False)

@@ -87,11 +87,11 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     cloth = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.7), rng.uniform(0.03, 0.7)))
     cover = cloth if wear in ("hat", "scarf") else hair_colour
     hair, thickness = _hair(rng, wear, masculine, age)
-    shell = None
+    shell, rise = None, float((neutral - head.rest)[head.landmarks[36:48], 1].mean())
     if wear == "long hair":
-        shell = accessories.hair_shell(rng, neutral, head.ears, rng.uniform(5.4, 6.7), rng.uniform(0.95, 1.3))
+        shell = accessories.hair_shell(rng, neutral, head.ears, rise, rng.uniform(5.4, 6.7), rng.uniform(0.95, 1.3))
     elif wear == "scarf":
-        shell = accessories.hair_shell(rng, neutral, head.ears, 5.2, rng.uniform(0.85, 1.05))
+        shell = accessories.hair_shell(rng, neutral, head.ears, rise, 5.2, rng.uniform(0.85, 1.05))
     frame = lenses = None
     if rng.random() < 0.2:
         frame, lenses = accessories.glasses(rng, neutral, head.landmarks)

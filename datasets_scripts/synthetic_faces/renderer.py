@@ -35,6 +35,7 @@ class Rendering:
     Attributes:
         image (`np.ndarray`): (224, 224, 3) uint8, sRGB.
         landmarks (`np.ndarray`): (68, 2) float32, x and y in crop pixels (the centre of the first pixel is 0).
+        points (`np.ndarray`): (5, 2) float32, the points that were laid on the template, without their random error.
         flow (`np.ndarray`): (16, 16, 2) float16, mean shift in crop pixels of the visible face from rest to expression, for
             each cell of 14 pixels; 0 where there is no face.
         pose (`np.ndarray`): (3,) float32, yaw, pitch and the roll that is left in the crop, in degrees.
@@ -42,6 +43,7 @@ class Rendering:
 
     image: np.ndarray
     landmarks: np.ndarray
+    points: np.ndarray
     flow: np.ndarray
     pose: np.ndarray
 
@@ -344,7 +346,8 @@ def render(
 
     in_camera = to_camera(vertices)
     plane = to_plane(in_camera)
-    align = similarity(five_points(plane[head.landmarks]), TEMPLATE + scene.jitter)
+    points = to_plane(to_camera(five_points(face[head.landmarks])))
+    align = similarity(points, TEMPLATE + scene.jitter)
 
     def to_crop(points):
         return points @ align[:, :2].T + align[:, 2]
@@ -391,6 +394,7 @@ def render(
         image=photograph(rng, small, max(brightness, 1e-3), scene),
         landmarks=crop_points[head.landmarks].astype(np.float32),
         flow=flow.astype(np.float16),
+        points=to_crop(points).astype(np.float32),
         pose=np.array([scene.yaw, scene.pitch, scene.roll + turn], np.float32),
     )
 
@@ -482,8 +486,8 @@ def _draw_lenses(rng, identity, to_camera, to_plane, to_crop, depth, scene, imag
     y, x = np.nonzero(drawn)
     slope, place, size = rng.normal(0, 1), rng.uniform(0.3, 0.7), rng.uniform(0.03, 0.15)
     width = depth.shape[0]
-    streak = np.exp(-(((x + slope * y) / width - place * (1 + slope)) / size) ** 2) * rng.uniform(0, 0.5)
-    tint, sheen = rng.uniform(0.85, 1.0), rng.uniform(0.01, 0.06)
+    streak = np.exp(-(((x + slope * y) / width - place * (1 + slope)) / size) ** 2) * rng.uniform(0, 0.2)
+    tint, sheen = rng.uniform(0.85, 1.0), rng.uniform(0.0, 0.03)
     image[drawn] = image[drawn] * tint * (1 - streak[:, None]) + (sheen + streak)[:, None] * scene.sky
 
 

@@ -29,7 +29,7 @@ SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
 NEUTRAL_SHARE, COMBINATION_SHARE = 0.08, 0.55
 # Actions that often come together, with the weight of each combination.
 COMBINATIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (1.2, ("cheek_raise", "corner_pull")),
+    (1.4, ("cheek_raise", "corner_pull")),
     (1.2, ("cheek_raise", "corner_pull", "lips_part")),
     (0.7, ("cheek_raise", "lid_tighten", "upper_lip_raise", "corner_pull", "lips_part")),
     (0.6, ("cheek_raise", "corner_pull", "lips_part", "jaw_drop")),
@@ -50,11 +50,12 @@ COMBINATIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0.6, ("upper_lip_raise", "lips_part")),
     (0.9, ("dimple",)),
     (0.5, ("dimple", "lip_press")),
-    (0.5, ("lip_press", "chin_raise")),
+    (0.9, ("lip_press", "chin_raise")),
+    (0.7, ("lip_tighten",)),
     (0.6, ("lip_stretch", "lips_part")),
     (0.4, ("lip_stretch", "corner_depress")),
     (0.6, ("jaw_drop", "lips_part")),
-    (0.5, ("lip_tighten", "chin_raise")),
+    (0.8, ("lip_tighten", "chin_raise")),
     (0.4, ("pucker", "inner_brow_raise", "outer_brow_raise")),
     (0.4, ("funnel", "jaw_drop")),
     (0.3, ("pucker", "cheek_puff")),
@@ -64,11 +65,11 @@ COMBINATIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
 )
 # How often an action is drawn on its own account, so that rare ones stay frequent enough to learn.
 SINGLE_WEIGHTS = {
-    "inner_brow_raise": 0.6, "outer_brow_raise": 0.8, "brow_lower": 0.5, "upper_lid_raise": 1.5, "cheek_raise": 0.7,
-    "lid_tighten": 0.8, "eye_close": 0.9, "nose_wrinkle": 0.9, "upper_lip_raise": 1.2, "corner_pull": 0.7, "dimple": 1.5,
-    "corner_depress": 1.2, "lower_lip_depress": 1.0, "lip_stretch": 1.3, "chin_raise": 0.8, "pucker": 0.9, "funnel": 0.7,
-    "lip_tighten": 1.5, "lip_press": 1.4, "lips_part": 0.8, "jaw_drop": 1.3, "upper_lip_suck": 0.9, "lower_lip_suck": 0.9,
-    "jaw_left": 0.9, "jaw_right": 0.9, "jaw_thrust": 0.9, "cheek_puff": 1.0,
+    "inner_brow_raise": 0.6, "outer_brow_raise": 1.2, "brow_lower": 0.5, "upper_lid_raise": 1.8, "cheek_raise": 0.7,
+    "lid_tighten": 0.8, "eye_close": 0.9, "nose_wrinkle": 1.6, "upper_lip_raise": 2.2, "corner_pull": 2.0, "dimple": 1.7,
+    "corner_depress": 1.5, "lower_lip_depress": 1.5, "lip_stretch": 2.6, "chin_raise": 0.8, "pucker": 1.9, "funnel": 1.9,
+    "lip_tighten": 4.1, "lip_press": 3.7, "lips_part": 0.6, "jaw_drop": 2.6, "upper_lip_suck": 1.8, "lower_lip_suck": 1.9,
+    "jaw_left": 0.9, "jaw_right": 0.9, "jaw_thrust": 0.9, "cheek_puff": 1.4,
 }  # fmt: skip
 # Pairs that cannot or hardly happen together; one of the two goes.
 EXCLUSIONS = (
@@ -139,17 +140,17 @@ def sample_activations(rng: np.random.Generator) -> dict[str, float]:
     kind = rng.random()
     if kind >= NEUTRAL_SHARE:
         names, weights = list(SINGLE_WEIGHTS), np.array(list(SINGLE_WEIGHTS.values()))
-        singles = rng.choice(len(names), size=4, replace=False, p=weights / weights.sum())
+        singles = rng.choice(len(names), size=6, replace=False, p=weights / weights.sum())
         if kind < NEUTRAL_SHARE + COMBINATION_SHARE:
             chances = np.array([weight for weight, _ in COMBINATIONS])
             common = rng.uniform(0.25, 1.0)
             for action in COMBINATIONS[rng.choice(len(COMBINATIONS), p=chances / chances.sum())][1]:
                 strengths[action] = float(np.clip(common * rng.uniform(0.55, 1.25), 0.05, 1))
-            singles = singles[: rng.choice(3, p=[0.3, 0.4, 0.3])]
+            singles = singles[: rng.choice(4, p=[0.08, 0.25, 0.37, 0.3])]
         else:
-            singles = singles[: rng.choice([1, 2, 3, 4], p=[0.2, 0.3, 0.3, 0.2])]
+            singles = singles[: rng.choice([1, 2, 3, 4, 5, 6], p=[0.07, 0.12, 0.18, 0.22, 0.21, 0.2])]
         for k in singles:
-            strengths.setdefault(names[k], float(rng.uniform(0.08, 1.0)))
+            strengths.setdefault(names[k], float(rng.uniform(0.1, 1.0)))
     for first, second in EXCLUSIONS:
         if first in strengths and second in strengths:
             del strengths[(first, second)[rng.integers(2)]]

@@ -67,7 +67,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         sky=np.array([0.33, 0.34, 0.37]) * rng.uniform(0.5, 1.8),
         brightness=float(np.exp(rng.normal(np.log(0.2), 0.3))),
         contrast=float(rng.uniform(0.85, 1.2)),
-        white_balance=np.exp(rng.normal(0, 0.05, 3)),
+        white_balance=np.exp(rng.normal(0, 0.03, 3)),
         saturation=0.0 if rng.random() < 0.04 else float(rng.uniform(0.65, 1.2)),
         blur=float(max(0, rng.uniform(-0.6, 0.9))),
         motion=tuple(rng.normal(0, 1.5, 2)) if rng.random() < 0.1 else (0.0, 0.0),
@@ -108,11 +108,17 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.column_stack([scale * rotation, target_mean - scale * rotation @ source_mean])
 
 
+# A detector sets the eyes and the nose tip a little higher than their middle and their foremost point: mean difference to
+# SCRFD on 200 renderings, in decimetres of the head.
+EYE_RISE, NOSE_RISE = 0.018, 0.030
+
+
 def five_points(landmarks: np.ndarray) -> np.ndarray:
-    """The five alignment points (5, 2) of 68 landmarks (68, 2); an eye's centre is the middle between its corners."""
-    return np.stack([
-        landmarks[[36, 39]].mean(0), landmarks[[42, 45]].mean(0), landmarks[30], landmarks[48], landmarks[54],
-    ])  # fmt: skip
+    """The five alignment points (5, 3) of 68 landmarks (68, 3) of the head, as a face detector would see them."""
+    eyes = [landmarks[[36, 39]].mean(0), landmarks[[42, 45]].mean(0)]
+    points = np.stack([*eyes, landmarks[30], landmarks[48], landmarks[54]])
+    points[:, 1] += [EYE_RISE, EYE_RISE, NOSE_RISE, 0, 0]
+    return points
 
 
 def background(rng: np.random.Generator, width: int, plain: bool) -> np.ndarray:
@@ -162,8 +168,8 @@ def photograph(rng: np.random.Generator, light: np.ndarray, face_brightness: flo
     picture = (picture - 0.45) * scene.contrast + 0.45
     if scene.shrink < 1:
         size = round(CROP * scene.shrink)
-        coarse = ndimage.zoom(ndimage.gaussian_filter(picture, (0.4 / scene.shrink,) * 2 + (0,)), (size / CROP,) * 2 + (1,), order=1)
-        picture = ndimage.zoom(coarse, (CROP / size,) * 2 + (1,), order=1)
+        coarse = ndimage.zoom(ndimage.gaussian_filter(picture, (0.4 / scene.shrink,) * 2 + (0,)), (size / CROP,) * 2 + (1,), order=1, mode="nearest")
+        picture = ndimage.zoom(coarse, (CROP / size,) * 2 + (1,), order=1, mode="nearest")
     if scene.blur:
         picture = ndimage.gaussian_filter(picture, (scene.blur, scene.blur, 0))
     if any(scene.motion):

@@ -118,7 +118,7 @@ def paint_skin(rng, tone: float, masculine: float, age: float, hair: np.ndarray)
         `tuple`: albedo (512, 512, 3) in linear light, and its mean skin colour (3,).
     """
     region = _regions()
-    base = skin_tone(tone) * np.array([1, 1 + rng.normal(0, 0.03), 1 + rng.normal(0, 0.06)], np.float32)
+    base = skin_tone(tone) * np.array([1, 1 + rng.normal(0, 0.03), 1 + rng.normal(0, 0.05)], np.float32)
     colour = np.ones((TEXTURE, TEXTURE, 3), np.float32) * base
     mottle, grain = rng.uniform(0.02, 0.07), rng.uniform(0.01, 0.045)
     colour *= (1 + mottle * noise(rng, "blotches") + grain * noise(rng, "grain"))[..., None]

@@ -1,0 +1,184 @@
+"""Write a split as Parquet shards with embedded JPEG files. A killed run is taken up where it stopped."""
+
+import io
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
+from PIL import Image as PillowImage
+from tqdm.auto import tqdm
+
+from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENCE_LEVEL
+from .renderer import GRID
+from .sampler import IDENTITIES, SEED, Sample, render_sample, split_size
+
+
+# Raise it whenever pixels, geometry or labels of an image change: shards of two versions are never mixed in one folder.
+VERSION = "1.0.0"
+IMAGES_PER_SHARD = 250
+LICENSE = "CC0-1.0"
+
+FEATURES = Features({
+    "image": Image(),
+    "facs": List(Value("float32"), length=len(FACS_CODES)),  # intensity 0 to 1, in the order of FACS_CODES
+    "levels": List(Value("int8"), length=len(FACS_CODES)),  # 0 to 5
+    "occurrences": List(Value("int8"), length=len(FACS_CODES)),  # 0 or 1
+    "feafa": List(Value("float32"), length=len(FEAFA_CODES)),  # intensity 0 to 1, FEAFA1 to FEAFA24
+    "activations": List(Value("float32"), length=len(ACTIONS)),  # in the order of ACTIONS
+    "landmarks": List(Value("float32"), length=136),  # 68 times x, y in crop pixels
+    "points": List(Value("float32"), length=10),  # the five alignment points, x, y in crop pixels
+    "pose": List(Value("float32"), length=3),  # yaw, pitch, roll in degrees
+    "flow": List(Value("float16"), length=GRID * GRID * 2),  # (16, 16, 2) shift from rest in crop pixels, row by row
+    "identity": Value("string"),
+    "skin": Value("string"),
+    "gender": Value("string"),
+    "age": Value("string"),
+    "index": Value("int32"),
+})  # fmt: skip
+
+
+def to_row(sample: Sample, index: int) -> dict:
+    """One sample as a row with the columns of `FEATURES`; the image becomes a JPEG file of the sample's own quality."""
+    file, rendering, identity = io.BytesIO(), sample.rendering, sample.identity
+    PillowImage.fromarray(rendering.image).save(file, "JPEG", quality=sample.jpeg_quality)
+    return {
+        "image": {"bytes": file.getvalue(), "path": f"{sample.identity_name}-{index:06d}.jpg"},
+        "facs": [sample.facs[code] for code in FACS_CODES],
+        "levels": [sample.levels[code] for code in FACS_CODES],
+        "occurrences": [sample.occurrences[code] for code in FACS_CODES],
+        "feafa": [sample.feafa[code] for code in FEAFA_CODES],
+        "activations": [sample.activations.get(action, 0.0) for action in ACTIONS],
+        "landmarks": rendering.landmarks.ravel().tolist(),
+        "points": rendering.points.ravel().tolist(),
+        "pose": rendering.pose.tolist(),
+        "flow": list(rendering.flow.ravel()),
+        "identity": sample.identity_name,
+        "skin": identity.skin_group,
+        "gender": identity.gender_group,
+        "age": identity.age_group,
+        "index": index,
+    }
+
+
+def shard_path(output_dir: Path, split: str, first: int) -> Path:
+    """Where the shard lies that begins with image `first`."""
+    return Path(output_dir) / f"{split}-{first // IMAGES_PER_SHARD:05d}.parquet"
+
+
+def write_shard(path: Path, split: str, first: int, count: int, seed: int) -> int:
+    """Render images `first` to `first + count - 1` and write them as one file, which appears only when it is whole."""
+    rows = [to_row(render_sample(index, split, seed), index) for index in range(first, first + count)]
+    write_table(path, pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
+    return count
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, unfinished, compression="zstd", row_group_size=50)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_split(output_dir: str | Path, split: str, limit: int | None = None, workers: int = 1, seed: int = SEED) -> list[Path]:
+    """Write the first `limit` images of a split, leaving out shards that are already there.
+
+    Args:
+        output_dir (`str` or `Path`): Folder of the shards; it is made if need be.
+        split (`str`): `train`, `validation` or `test`.
+        limit (`int`, *optional*): Number of images; all of them by default. Any first part is a fair sample of all people.
+        workers (`int`): Number of processes.
+        seed (`int`): [`sampler.SEED`] for the standard split.
+
+    Returns:
+        `list[Path]`: the shards in order.
+
+    Raises:
+        ValueError: Unknown split, a limit out of range, or a folder that another version or seed has written.
+    """
+    if split not in IDENTITIES:
+        raise ValueError(f"Unknown split {split!r}; accepted: {', '.join(IDENTITIES)}.")
+    limit = split_size(split) if limit is None else limit
+    if not 1 <= limit <= split_size(split):
+        raise ValueError(f"limit is {limit}; split {split!r} has 1 to {split_size(split)} images.")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; give at least 1 process.")
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _claim(output_dir, seed)
+    jobs, paths, done = [], [], 0
+    for first in range(0, limit, IMAGES_PER_SHARD):
+        path, count = shard_path(output_dir, split, first), min(IMAGES_PER_SHARD, limit - first)
+        paths.append(path)
+        if path.exists() and pq.read_metadata(path).num_rows >= count:
+            done += count
+        else:
+            jobs.append((path, split, first, count, seed))
+    with tqdm(total=limit, initial=done, desc=f"rendering {split}", unit="image") as bar:
+        for count in _run(jobs, workers):
+            bar.update(count)
+    return paths
+
+
+def _run(jobs, workers: int):
+    if workers == 1 or len(jobs) < 2:
+        yield from (write_shard(*job) for job in jobs)
+        return
+    # Fresh processes: forked ones would inherit the locks of whatever threads the caller has.
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
+        yield from pool.imap_unordered(_write_shard, jobs)
+
+
+def _write_shard(job) -> int:
+    return write_shard(*job)
+
+
+def _claim(output_dir: Path, seed: int) -> None:
+    """Write what the folder holds into `manifest.json`, or check that it holds the same."""
+    path = output_dir / "manifest.json"
+    manifest = {
+        "version": VERSION,
+        "seed": seed,
+        "license": LICENSE,
+        "images_per_shard": IMAGES_PER_SHARD,
+        "identities": IDENTITIES,
+        "level_edges": list(LEVEL_EDGES),
+        "occurrence_level": OCCURRENCE_LEVEL,
+        "facs": list(FACS_CODES),
+        "feafa": list(FEAFA_CODES),
+        "activations": list(ACTIONS),
+    }
+    if path.exists():
+        found = json.loads(path.read_text())
+        different = sorted(key for key in manifest if found.get(key) != manifest[key])
+        if different:
+            raise ValueError(
+                f"{path} was written with other settings ({', '.join(different)}); give an empty --output_dir, "
+                "as images of two kinds must not be mixed."
+            )
+        return
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def summary(paths: list[Path]) -> dict:
+    """Counts over shards: images, people, how many images show each AU, and the groups of appearance."""
+    columns = ["occurrences", "feafa", "identity", "skin", "gender", "age"]
+    table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
+    seen, units = np.array(table["occurrences"].to_pylist()), np.array(table["feafa"].to_pylist())
+    groups = {name: {row["values"]: row["counts"] for row in table[name].value_counts().to_pylist()} for name in columns[3:]}
+    return {
+        "images": table.num_rows,
+        "identities": len(table["identity"].unique()),
+        "occurrence": {code: int(count) for code, count in zip(FACS_CODES, seen.sum(0), strict=True)},
+        "feafa_above_0.1": {code: int(count) for code, count in zip(FEAFA_CODES, (units > 0.1).sum(0), strict=True)},
+        **groups,
+    }

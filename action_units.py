@@ -281,14 +281,13 @@ def select(action_units: "str | Iterable[str | ActionUnit] | None", task: str = 
     """
     if action_units is None:
         action_units = get_task(task).preset
+    chosen: Iterable = action_units if not isinstance(action_units, ActionUnit) else [action_units]
     if isinstance(action_units, str):
-        action_units = PRESETS.get(
+        chosen = PRESETS.get(
             action_units.strip().lower(), [code for code in re.split(r"[,\s]+", action_units) if code]
         )
-    if isinstance(action_units, ActionUnit):
-        action_units = [action_units]
     units = []
-    for item in action_units:
+    for item in chosen:
         if isinstance(item, str):
             unit = CATALOGUE.get(item.strip().upper())
             if unit is None:

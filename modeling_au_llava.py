@@ -41,7 +41,9 @@ class AuLlavaModel(LlavaModel):
         # LlavaModel.__init__ would build its own two-layer projector, and the language model with it.
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.multi_modal_projector = nn.Linear(  # type: ignore[assignment]
+            config.vision_config.hidden_size, config.text_config.hidden_size
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 

@@ -1,14 +1,16 @@
 """`pipeline("facial-action-units")`: from a photograph to the Action Units of every face in it."""
+# mypy: disable-error-code="override, assignment, operator"
+# The base class passes one anonymous value from stage to stage; here each stage names and types what it takes.
 
 import os
 from collections.abc import Iterable, Iterator
 
-from PIL import Image
 from transformers import Pipeline
 from transformers.utils import logging
 
 from .action_units import select
 from .face_alignment import Face, find_faces, open_image
+from .processing_au_llava import AuLlavaProcessor
 
 
 logger = logging.get_logger(__name__)
@@ -37,6 +39,8 @@ class FacialActionUnitPipeline(Pipeline):
     >>> # pipe = pipeline("facial-action-units", model="path/or/hub-id", trust_remote_code=True)
     >>> # pipe("portrait.jpg", task="intensity_level")[0]["action_units"]["AU12"]["value"]
     """
+
+    processor: AuLlavaProcessor
 
     _load_processor = True
     _load_tokenizer = False
@@ -73,15 +77,15 @@ class FacialActionUnitPipeline(Pipeline):
         if isinstance(images, Iterator):
             return self._stream(images, search, question, size)
         faces = self.preprocess(images, **search)
-        return self.postprocess(faces, self.forward(faces, **question, batch_size=size), task)
+        return self.postprocess(faces, self._forward(faces, **question, batch_size=size), task)
 
     def _stream(self, images: Iterable, search: dict, question: dict, size: int) -> Iterator:
         """Photographs in, results out in the same order, with faces of several photographs sharing a batch."""
         waiting: list[list[Face] | Exception] = []
 
-        def flush():
+        def flush() -> Iterator:
             faces = [face for entry in waiting if not isinstance(entry, Exception) for face in entry]
-            answers = iter(self.forward(faces, **question, batch_size=size))
+            answers = iter(self._forward(faces, **question, batch_size=size))
             for entry in waiting:
                 if isinstance(entry, Exception):
                     yield {"error": str(entry)}
@@ -107,14 +111,12 @@ class FacialActionUnitPipeline(Pipeline):
             logger.warning(f"No face found in {name or _name(image)}.")
         return faces
 
-    def forward(self, faces: list[Face], task: str, action_units: list, batch_size: int) -> list[dict]:
-        """Recognise the Action Units of face crops, some at a time."""
-        return self._forward([face.crop for face in faces], task, action_units, batch_size)
-
-    def _forward(self, crops: list[Image.Image], task: str, action_units: list, batch_size: int) -> list[dict]:
+    def _forward(self, faces: list[Face], task: str, action_units: list, batch_size: int) -> list[dict]:
+        """Recognise the Action Units of faces, some at a time."""
         grammar, answers = self.processor.grammar(task, action_units), []
-        for start in range(0, len(crops), batch_size):
-            inputs = self.processor(images=crops[start : start + batch_size], task=task, action_units=action_units)
+        for start in range(0, len(faces), batch_size):
+            crops = [face.crop for face in faces[start : start + batch_size]]
+            inputs = self.processor(images=crops, task=task, action_units=action_units)
             answers += self.processor.read(self.model.recognize(**inputs, grammar=grammar), task, action_units)
         return answers
 

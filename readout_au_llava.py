@@ -8,10 +8,11 @@ the same grammar.
 Nothing here knows of Action Units or text: the grammar comes as token ids.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.generation import LogitsProcessor
 
 
@@ -147,7 +148,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
         self.template, self.slots, self.tokens = grammar.template(), grammar.slots(), grammar.value_tokens
         self.prompt_length = prompt_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids, scores):
         place = input_ids.shape[1] - self.prompt_length
         allowed = torch.zeros_like(scores, dtype=torch.bool)
         inside = (self.slots == place).nonzero()
@@ -165,6 +166,13 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
 class ReadoutMixin:
     """Gives a vision-language model the method [`recognize`]."""
+
+    # What the model that this is mixed into brings along.
+    config: PreTrainedConfig
+    device: torch.device
+    dtype: torch.dtype
+    get_image_features: Callable
+    __call__: Callable
 
     @torch.inference_mode()
     def recognize(

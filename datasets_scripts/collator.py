@@ -1,0 +1,84 @@
+"""Batches for training: rows with labels become freshly asked questions on freshly augmented pictures."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from ..action_units import select
+from .instructions import Question, instruct
+
+
+class QuestionCollator:
+    """Puts one question to all pictures of a batch, then lets TRL's collator tokenise it.
+
+    The units asked about and their order are drawn once a batch, so that all its prompts have the same text, whose keys
+    and values need computing only once. Random numbers come from numpy's global generator, which `transformers` seeds
+    and restores when a training run is resumed.
+
+    Args:
+        collate (`Callable`): TRL's `DataCollatorForVisionLanguageModeling`.
+        augment (`Callable`, *optional*): Called with picture, labels and generator; see `augmentation.py`.
+        question ([`Question`], *optional*): Order, subsets, relations.
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[list[dict]], dict],
+        augment: Callable | None = None,
+        question: Question = Question(),  # noqa: B008 (frozen)
+    ):
+        self.collate, self.augment, self.question = collate, augment, question
+
+    def __call__(self, rows: list[dict]) -> dict:
+        generator = np.random.default_rng(np.random.randint(2**31))
+        asked = np.random.randint(2**31)
+        return self.collate([self._sample(row, generator, asked) for row in rows])
+
+    def _sample(self, row: dict, generator: np.random.Generator, asked: int) -> dict:
+        units = select(row["action_units"])
+        labels, image = dict(zip(units, row["labels"], strict=True)), row["images"][0]
+        if self.augment:
+            image, labels = self.augment(image, labels, generator)
+        sample = instruct(labels, row["task"], units, self.question, np.random.default_rng(asked))
+        return {"images": [image], **sample}
+
+
+class QuestionSampler(Sampler[int]):
+    """Shuffles rows so that each batch holds rows of one question, and batches of all questions mix.
+
+    Args:
+        questions (`Sequence`): What each row asks, e.g. its task.
+        batch_size (`int`): Rows a batch.
+        seed (`int`): Seeds the order, together with the epoch.
+
+    Example:
+
+    >>> order = list(QuestionSampler(["a", "b", "a", "b"], batch_size=2, seed=0))
+    >>> sorted(order[:2]) in ([0, 2], [1, 3])
+    True
+    """
+
+    def __init__(self, questions: Sequence, batch_size: int, seed: int):
+        self.groups = [np.flatnonzero(np.asarray(questions) == name) for name in sorted(set(questions))]
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of another epoch; the trainer calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        whole, rest = [], []
+        for group in self.groups:
+            rows = group[torch.randperm(len(group), generator=generator).numpy()].tolist()
+            batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+            whole += [batch for batch in batches if len(batch) == self.batch_size]
+            rest += [row for batch in batches if len(batch) < self.batch_size for row in batch]
+        for place in torch.randperm(len(whole), generator=generator).tolist():
+            yield from whole[place]
+        yield from rest

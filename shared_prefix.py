@@ -1,0 +1,54 @@
+"""Training that computes the text description once for a whole batch."""
+
+import torch
+from transformers import DynamicCache
+from trl import SFTTrainer
+
+from .datasets_scripts.collator import QuestionSampler
+
+
+class SharedPrefixTrainer(SFTTrainer):
+    """TRL's `SFTTrainer`, with the keys and values of the batch's common text computed once.
+
+    With the text before the image (`prompt_layout="text_first"`), all prompts of a batch that asks one question begin
+    alike, and what they share does not depend on the image. Loss and gradients are those of the plain path.
+
+    Args:
+        question_column (`str`, *optional*): Column that tells questions apart; batches then hold one question each.
+        kwargs: As for `SFTTrainer`. Gradient checkpointing must be off, for it keeps no cache.
+    """
+
+    def __init__(self, *args, question_column: str = "task", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.question_column = question_column
+        if self.args.gradient_checkpointing:
+            raise ValueError("A shared prefix needs the cache: set gradient_checkpointing to false.")
+
+    def _get_train_sampler(self, train_dataset=None):
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        batch = self.args.train_batch_size * self.args.world_size
+        return QuestionSampler(rows[self.question_column], batch, self.args.seed)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        ids = inputs["input_ids"]
+        shared = self.shared_length(ids)
+        if shared > 1:  # one token at least has to stay, and one is not worth a pass
+            core = self.accelerator.unwrap_model(model)
+            cache = DynamicCache(config=core.config)
+            with self.compute_loss_context_manager():
+                core.get_base_model().model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True) if (
+                    self.is_peft
+                ) else core.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(ids))
+            inputs = inputs | {
+                "input_ids": ids[:, shared:],
+                "labels": inputs["labels"][:, shared:],
+                "past_key_values": cache,
+            }
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def shared_length(self, input_ids: torch.Tensor) -> int:
+        """Tokens that all rows `(batch, length)` begin with, up to the image."""
+        image = input_ids == self.model.config.image_token_id
+        same = (input_ids == input_ids[:1]).all(0) & ~image.any(0)
+        return int(same.int().argmin())

@@ -1,0 +1,126 @@
+"""Fine-tune AU-LLaVA on instruction samples with TRL's SFTTrainer.
+
+    python train_sft.py --config recipes/checkpoint.yaml [--any_field value]
+    accelerate launch train_sft.py --config recipes/paper_bp4d.yaml
+
+Every field of [`AuLlavaArguments`] and of TRL's `SFTConfig` may stand in the recipe or on the command line.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer, TrlParser
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.datasets_scripts.augmentation import Augmentation
+from au_llava.datasets_scripts.collator import QuestionCollator
+from au_llava.datasets_scripts.instructions import Question
+from au_llava.datasets_scripts.synthetic_faces.samples import load_samples
+from au_llava.shared_prefix import SharedPrefixTrainer
+
+
+# Self-attention projections of both towers, and nothing else (paper, section III-C).
+LORA_TARGETS = {
+    "both": r".*(vision_tower|language_model).*\.(q|k|v|o)_proj",
+    "encoder": r".*vision_tower.*\.(q|k|v|o)_proj",
+    "llm": r".*language_model.*\.(q|k|v|o)_proj",
+}
+
+
+@dataclass
+class AuLlavaArguments:
+    """What is trained, and on what."""
+
+    train_data: list[str] = field(metadata={"help": "Folders of Parquet shards with training samples."})
+    model: str | None = field(default=None, metadata={"help": "An AU-LLaVA to start from: Hub id or folder."})
+    vision: str = field(default="facebook/dinov2-large", metadata={"help": "Else the vision encoder to start from."})
+    language: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "And the language model."})
+    gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file inside the folder `language`."})
+    prompt_layout: str = field(default="image_first", metadata={"help": "image_first or text_first."})
+    tasks: list[str] = field(
+        default_factory=lambda: ["detection", "intensity_level", "intensity"],
+        metadata={"help": "Which of the three tasks are trained."},
+    )
+    limit: int | None = field(default=None, metadata={"help": "Use the first so many images only."})
+    lora: str | None = field(default="both", metadata={"help": "Towers that get LoRA: both, encoder, llm; or null."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA."})
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "Without LoRA: parts that stay as they are, such as vision_tower."}
+    )
+    shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})
+    subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
+    augment: bool = field(default=True, metadata={"help": "Vary the pictures."})
+    shared_prefix: bool = field(default=False, metadata={"help": "Compute a batch's common text once (text_first)."})
+
+
+def main() -> None:
+    parser = TrlParser((AuLlavaArguments, SFTConfig))
+    arguments, training = parser.parse_args_and_config()
+    training.max_length = None  # cutting would cut image tokens
+    training.remove_unused_columns = False  # questions are made from labels when a batch is drawn
+
+    # Model
+    if arguments.model:
+        model = AuLlavaForConditionalGeneration.from_pretrained(arguments.model)
+        processor = AuLlavaProcessor.from_pretrained(arguments.model)
+    else:
+        model = AuLlavaForConditionalGeneration.from_backbones(
+            arguments.vision, arguments.language, gguf_file=arguments.gguf_file
+        )
+        processor = AuLlavaProcessor.from_backbones(
+            arguments.vision,
+            arguments.language,
+            patch_size=model.config.vision_config.patch_size,
+            gguf_file=arguments.gguf_file,
+            prompt_layout=arguments.prompt_layout,
+        )
+    peft_config = None
+    if arguments.lora:
+        peft_config = LoraConfig(
+            r=arguments.lora_r,
+            lora_alpha=arguments.lora_alpha,
+            lora_dropout=arguments.lora_dropout,
+            target_modules=LORA_TARGETS[arguments.lora],
+            modules_to_save=["multi_modal_projector"],
+            task_type="CAUSAL_LM",
+        )
+    for part in arguments.freeze:
+        model.model.get_submodule(part).requires_grad_(False)
+
+    # Data
+    train: Dataset = concatenate_datasets(
+        [load_samples(folder, arguments.tasks, arguments.limit) for folder in arguments.train_data]
+    )
+    collator = QuestionCollator(
+        DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True),
+        Augmentation() if arguments.augment else None,
+        Question(shuffle=arguments.shuffle, subset=arguments.subset),
+    )
+
+    # Training
+    trainer_class = SharedPrefixTrainer if arguments.shared_prefix else SFTTrainer
+    trainer = trainer_class(
+        model=model,
+        args=training,
+        train_dataset=train,
+        processing_class=processor,
+        peft_config=peft_config,
+        data_collator=collator,
+    )
+    sizes = {name: sum(w.numel() for w in part.parameters()) for name, part in model.model.named_children()}
+    learnt = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    print(f"Parameters: {sizes}; trainable: {learnt:,}")
+    print(f"Samples: {len(train):,} ({len(arguments.tasks)} tasks)")
+    trainer.train(resume_from_checkpoint=any(Path(training.output_dir).glob("checkpoint-*")))
+    trainer.save_model()
+    processor.save_pretrained(training.output_dir)
+    print(f"Saved to {training.output_dir}; load it with AutoModel.from_pretrained(..., trust_remote_code=True).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,15 @@
 """What is asked of a model on each data set, and the rows it is asked about."""
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+from PIL import Image
 
 from au_llava.action_units import PRESETS
-from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES, level, occurrence
+from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
 
 SYNTHETIC_SAMPLE = Path(__file__).resolve().parent.parent / "datasets_scripts" / "synthetic_faces" / "sample"
@@ -27,7 +28,7 @@ class EvaluationSet:
 
     Args:
         name (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
-        images (`datasets.Dataset`): A column `image` of aligned face crops, decoded when read.
+        images (`datasets.Dataset`): One column of aligned face crops, decoded when read.
         samples (`list[str]`): A name for each picture, the same on every machine.
         subjects (`list[str]`): Who is in it; intervals resample these.
         folds (`list[int]`): The test fold that each picture belongs to, from 1; 0 where the set has one test split.
@@ -45,6 +46,20 @@ class EvaluationSet:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def pictures(self, rows: list[int]) -> list[Image.Image]:
+        """Some of the face crops."""
+        (column,) = self.images.column_names
+        return [item[0] if isinstance(item, list) else item for item in self.images[rows][column]]
+
+    def fingerprint(self) -> str:
+        """The same for the same pictures and labels, and else another."""
+        digest = hashlib.sha256("\n".join([self.name, *self.samples]).encode())
+        for labels in self.labels.values():
+            digest.update(labels.tobytes())
+        for file in self.images.cache_files:  # the folder is named after the content of the data files
+            digest.update(Path(file["filename"]).parent.name.encode())
+        return digest.hexdigest()
 
     def action_units(self, task: str) -> list[str]:
         """Codes of the units that `task` asks about here."""
@@ -74,35 +89,30 @@ def read_shards(data_dir: str | Path, split: str | None = None, limit: int | Non
 def read_synthetic(data_dir: str | Path = SYNTHETIC_SAMPLE, split: str = "test", limit: int | None = None):
     """The rendered faces: all three tasks from one set of muscle activations.
 
-    A shard has the columns `image` (JPEG bytes), `facs` (intensities 0 to 1 in the order of `FACS_CODES`), `feafa` (24
-    intensities), `identity`, and any columns of text or whole numbers that tell groups apart.
+    A shard has the columns that `datasets_scripts/synthetic_faces/writer.py` names; the columns of apparent skin tone,
+    gender and age become groups.
+
+    Raises:
+        FileNotFoundError: `data_dir` has no shards.
 
     Returns:
         [`EvaluationSet`]
     """
     rows = read_shards(data_dir, split, limit)
-    facs, feafa = np.array(rows["facs"], float), np.array(rows["feafa"], float)
 
-    def columns(codes: Sequence[str], scale) -> np.ndarray:
-        picked = facs[:, [FACS_CODES.index(code) for code in codes]]
-        return np.vectorize(scale, otypes=[float])(picked)
+    def columns(name: str, preset: str) -> np.ndarray:
+        return np.array(rows[name], float)[:, [FACS_CODES.index(code) for code in PRESETS[preset]]]
 
-    group_names = [
-        name
-        for name, feature in rows.features.items()
-        if name not in ("image", "facs", "feafa", "identity") and isinstance(feature, datasets.Value)
-        if feature.dtype in ("string", "bool")
-    ]
     return EvaluationSet(
         name="synthetic",
-        images=rows.select_columns(["image"]).cast_column("image", datasets.Image()),
-        samples=[f"{index:06d}" for index in range(len(rows))],
-        subjects=[str(identity) for identity in rows["identity"]],
+        images=rows.select_columns(["image"]),
+        samples=[f"{identity}/{index}" for identity, index in zip(rows["identity"], rows["index"], strict=True)],
+        subjects=list(rows["identity"]),
         folds=[0] * len(rows),
         labels={
-            "detection": columns(PRESETS["bp4d"], occurrence),
-            "intensity_level": columns(PRESETS["disfa"], level),
-            "intensity": feafa,
+            "detection": columns("occurrences", "bp4d"),
+            "intensity_level": columns("levels", "disfa"),
+            "intensity": np.array(rows["feafa"], float).round(4),
         },
-        groups=[{name: str(row[name]) for name in group_names} for row in rows.select_columns(group_names)],
+        groups=list(rows.select_columns(["skin", "gender", "age"])),
     )

@@ -75,10 +75,7 @@ def predict(
     tasks = tasks or list(evaluation_set.labels)
     settings = {
         "model": {str(fold): [source, fingerprint(source)] for fold, source in sources.items()},
-        "dataset": evaluation_set.name,
-        "rows": hashlib.sha256("\n".join(evaluation_set.samples).encode()).hexdigest(),
-        "source": evaluation_set.images.cache_files
-        and [Path(f["filename"]).parent.name for f in evaluation_set.images.cache_files],
+        "data": evaluation_set.fingerprint(),
         "batch_size": batch_size,
         "dtype": dtype,
         "tasks": tasks,
@@ -125,7 +122,7 @@ def _ask(evaluation_set: EvaluationSet, task: str, rows: list[int], model, proce
     grammar, answers = processor.grammar(task, units), []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        inputs = processor(images=evaluation_set.images[batch]["image"], task=task, action_units=units)
+        inputs = processor(images=evaluation_set.pictures(batch), task=task, action_units=units)
         found = model.recognize(**inputs, grammar=grammar)
         for place, row in enumerate(batch):
             answers.append(

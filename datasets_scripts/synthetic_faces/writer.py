@@ -14,7 +14,6 @@ from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
 from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENCE_LEVEL
-from .renderer import GRID
 from .sampler import IDENTITIES, SEED, Sample, render_sample, split_size
 
 
@@ -33,7 +32,7 @@ FEATURES = Features({
     "landmarks": List(Value("float32"), length=136),  # 68 times x, y in crop pixels
     "points": List(Value("float32"), length=10),  # the five alignment points, x, y in crop pixels
     "pose": List(Value("float32"), length=3),  # yaw, pitch, roll in degrees
-    "flow": List(Value("float16"), length=GRID * GRID * 2),  # (16, 16, 2) shift from rest in crop pixels, row by row
+    "flow": Value("binary"),  # (16, 16, 2) float16: shift from rest in crop pixels; read it with np.frombuffer
     "identity": Value("string"),
     "skin": Value("string"),
     "gender": Value("string"),
@@ -56,7 +55,7 @@ def to_row(sample: Sample, index: int) -> dict:
         "landmarks": rendering.landmarks.ravel().tolist(),
         "points": rendering.points.ravel().tolist(),
         "pose": rendering.pose.tolist(),
-        "flow": list(rendering.flow.ravel()),
+        "flow": rendering.flow.tobytes(),
         "identity": sample.identity_name,
         "skin": identity.skin_group,
         "gender": identity.gender_group,

@@ -10,11 +10,9 @@ A run that was stopped goes on where it stopped. `docs/evaluation.md` explains w
 import argparse
 import sys
 
-from accelerate import PartialState
-
 from evaluation.answers import read_answers
 from evaluation.data import QUESTIONS, SYNTHETIC_SAMPLE, read_synthetic
-from evaluation.predict import predict
+from evaluation.predict import predict, processes
 from evaluation.results import summarise, write_results
 from evaluation.table import task_table
 
@@ -44,7 +42,7 @@ def main() -> None:
     if args.model:
         evaluation_set = read_synthetic(args.data_dir, args.split, args.limit)
         predictions = predict(evaluation_set, args.model, args.output, args.batch_size, args.dtype, args.tasks)
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     answers = read_answers(predictions)
     results = summarise(answers, vars(args), " ".join(sys.argv), args.resamples)

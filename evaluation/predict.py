@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -37,6 +38,11 @@ SCHEMA = pa.schema(
         "distributions": pa.list_(_NUMBERS),
     }
 )
+
+
+def processes() -> PartialState:
+    """The processes that Accelerate started, on whatever accelerator there is, else on the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def fingerprint(folder: str) -> list:
@@ -69,7 +75,7 @@ def predict(
     Returns:
         `Path`: The file, whose columns are those of `SCHEMA`.
     """
-    state, output = PartialState(), Path(output)
+    state, output = processes(), Path(output)
     folds = sorted(set(evaluation_set.folds))
     sources = {fold: model.format(fold=fold) if "{fold}" in model else model for fold in folds}
     tasks = tasks or list(evaluation_set.labels)

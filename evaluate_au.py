@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from evaluation.answers import read_answers
-from evaluation.data import QUESTIONS, SYNTHETIC_SAMPLE, read_synthetic
+from evaluation.data import QUESTIONS, SYNTHETIC_SAMPLE, read_set
 from evaluation.predict import predict, processes
 from evaluation.results import summarise, write_results
 from evaluation.table import task_table
@@ -23,7 +23,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
     parser.add_argument("--data_dir", default=str(SYNTHETIC_SAMPLE), help="folder of prepared Parquet shards")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
+    parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
+    parser.add_argument("--fold", type=int, help="1, 2 or 3; all three by default, where the protocol has folds")
+    parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
     parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
     parser.add_argument("--output", required=True, help="folder for predictions, results and report")
     parser.add_argument("--predictions", help="score these stored predictions instead of a model")
@@ -40,7 +42,7 @@ def main() -> None:
     args = arguments()
     predictions = args.predictions
     if args.model:
-        evaluation_set = read_synthetic(args.data_dir, args.split, args.limit)
+        evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
         predictions = predict(evaluation_set, args.model, args.output, args.batch_size, args.dtype, args.tasks)
     if not processes().is_main_process:
         return

@@ -9,7 +9,10 @@ import numpy as np
 from PIL import Image
 
 from au_llava.action_units import PRESETS
-from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
+from au_llava.datasets_scripts.bp4d import Bp4d
+from au_llava.datasets_scripts.disfa import Disfa
+from au_llava.datasets_scripts.feafa import Feafa
+from au_llava.datasets_scripts_scripts.synthetic_faces.expression import FACS_CODES
 
 
 SYNTHETIC_SAMPLE = Path(__file__).resolve().parent.parent / "datasets_scripts" / "synthetic_faces" / "sample"
@@ -20,6 +23,23 @@ QUESTIONS = {
     "disfa": (("detection", "disfa8"), ("intensity_level", "disfa")),
     "feafa": (("intensity", "feafa"),),
 }
+# What each protocol means, in the words of the report.
+_SUBJECT_FOLDS = (
+    "three published folds of subjects (JAANet's order), none in both training and test; scores are the mean over "
+    "folds for each AU, then over AUs"
+)
+PROTOCOLS = {
+    ("synthetic", "standard"): "rendered faces of identities that are in no other split; one test split",
+    ("bp4d", "standard"): f"{_SUBJECT_FOLDS}; label 9 is unknown and left out",
+    ("disfa", "standard"): f"{_SUBJECT_FOLDS}; present means level 2 or more, as in the literature",
+    ("feafa", "standard"): "three folds of videos, none in both training and test; mean over folds, then over units",
+    ("bp4d", "paper"): f"{_SUBJECT_FOLDS}; label 9 is unknown and left out (the paper's protocol is the standard one)",
+    ("disfa", "paper"): f"{_SUBJECT_FOLDS}; present means a level above 2, as the paper's text says",
+    ("feafa", "paper"): "the paper's random 4:1 split of frames; it leaks, as neighbouring frames of one video are in "
+    "training and test set alike, so that these numbers say nothing about new people",
+}
+_BUILDERS = {"bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa}
+_PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
 
 
 @dataclass
@@ -66,39 +86,77 @@ class EvaluationSet:
         return list(PRESETS[dict(QUESTIONS[self.name])[task]])
 
 
-def read_shards(data_dir: str | Path, split: str | None = None, limit: int | None = None) -> datasets.Dataset:
-    """Parquet shards of a folder as one data set that is read from disk, not held in memory.
+def _thin(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
+    """At most `limit` rows, spread evenly, so that a quick look sees all people."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.select(np.linspace(0, len(rows) - 1, limit).astype(int))
+
+
+def read_set(
+    dataset: str,
+    data_dir: str | Path = SYNTHETIC_SAMPLE,
+    split: str = "test",
+    protocol: str = "standard",
+    fold: int | None = None,
+    limit: int | None = None,
+) -> EvaluationSet:
+    """Read what a model is to be scored on.
 
     Args:
-        data_dir: A folder of `*.parquet` files, or with one folder a split, or with the split in the files' names.
-        split (`str`, *optional*): Take `data_dir/split/*.parquet`, else `data_dir/split-*.parquet`, else all files.
-        limit (`int`, *optional*): Only the first so many rows.
+        dataset (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
+        data_dir: Rendered shards, or prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on).
+        split (`str`): `test`, or another that the data set has.
+        protocol (`str`): `standard` or `paper`; see `PROTOCOLS`.
+        fold (`int`, *optional*): 1, 2 or 3; all three by default, where the protocol has folds.
+        limit (`int`, *optional*): At most so many pictures of each fold, evenly spread.
 
     Raises:
-        FileNotFoundError: The folder has no Parquet files.
+        ValueError: The data set has no such protocol or fold.
+        FileNotFoundError: `data_dir` holds no prepared pictures.
     """
-    folder = Path(data_dir)
-    files = sorted(folder.glob(f"{split}/*.parquet")) or sorted(folder.glob(f"{split}-*.parquet"))
-    files = files or sorted(folder.glob("*.parquet"))
+    if (dataset, protocol) not in PROTOCOLS:
+        raise ValueError(f"{dataset} has no protocol {protocol!r}; accepted: standard.")
+    single = dataset == "synthetic" or (dataset, protocol) == ("feafa", "paper")
+    if fold is not None and (single or fold not in (1, 2, 3)):
+        raise ValueError(f"{dataset} has no fold {fold} under the protocol {protocol}; leave --fold out.")
+    if dataset == "synthetic":
+        return _read_synthetic(data_dir, split, limit)
+    parts = []
+    for number in (0,) if single else (fold,) if fold else (1, 2, 3):
+        options = {"config_name": "paper"} if single else {"config_name": f"fold{number}"}
+        if dataset == "feafa" and not single:
+            options = {"config_name": "subject", "fold": number}
+        builder = _BUILDERS[dataset](crops_dir=str(data_dir), **options)
+        builder.download_and_prepare()
+        rows = _thin(builder.as_dataset(split), limit)
+        parts.append(rows.add_column("fold", [number] * len(rows)))
+    rows = datasets.concatenate_datasets(parts)
+    labels = {QUESTIONS[dataset][-1][0]: np.array(rows["labels"], float)}
+    if dataset == "disfa":
+        levels = labels["intensity_level"][:, [PRESETS["disfa"].index(code) for code in PRESETS["disfa8"]]]
+        present = np.where(np.isnan(levels), np.nan, levels >= _PRESENT_FROM[protocol])
+        labels = {"detection": present} | labels
+    return EvaluationSet(
+        name=dataset,
+        images=rows.select_columns(["images"]),
+        samples=[f"{sequence}/{frame}" for sequence, frame in zip(rows["sequence"], rows["frame"], strict=True)],
+        subjects=list(rows["subject"]),
+        folds=list(rows["fold"]),
+        labels=labels,
+        groups=[{} for _ in rows["fold"]],
+    )
+
+
+def _read_synthetic(data_dir: str | Path, split: str, limit: int | None) -> EvaluationSet:
+    """The rendered faces, as `datasets_scripts/synthetic_faces/writer.py` wrote them."""
+    files = sorted(Path(data_dir).glob(f"{split}-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"No Parquet files in {folder}; name a folder of prepared shards with --data_dir.")
-    rows = datasets.Dataset.from_parquet([str(file) for file in files])
-    return rows.select(range(min(limit, len(rows)))) if limit else rows
-
-
-def read_synthetic(data_dir: str | Path = SYNTHETIC_SAMPLE, split: str = "test", limit: int | None = None):
-    """The rendered faces: all three tasks from one set of muscle activations.
-
-    A shard has the columns that `datasets_scripts/synthetic_faces/writer.py` names; the columns of apparent skin tone,
-    gender and age become groups.
-
-    Raises:
-        FileNotFoundError: `data_dir` has no shards.
-
-    Returns:
-        [`EvaluationSet`]
-    """
-    rows = read_shards(data_dir, split, limit)
+        raise FileNotFoundError(
+            f"No shards {split}-*.parquet in {data_dir}; render them with "
+            f"python -m au_llava.datasets_scripts.synthetic_faces --output_dir DIR --split {split}, and give --data_dir."
+        )
+    rows = _thin(datasets.Dataset.from_parquet([str(file) for file in files]), limit)
 
     def columns(name: str, preset: str) -> np.ndarray:
         return np.array(rows[name], float)[:, [FACS_CODES.index(code) for code in PRESETS[preset]]]

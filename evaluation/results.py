@@ -12,6 +12,8 @@ import transformers
 from au_llava import __version__
 
 from .answers import Answers
+from .data import PROTOCOLS
+from .published import PUBLISHED
 from .scores import score
 
 
@@ -20,12 +22,13 @@ def summarise(answers: dict[str, Answers], settings: dict, command: str, resampl
 
     Args:
         answers (`dict[str, Answers]`): From [`read_answers`].
-        settings (`dict`): What was evaluated; kept as it is.
+        settings (`dict`): What was evaluated; kept as it is. `dataset` and `protocol` are looked up.
         command (`str`): The command line that repeats it.
         resamples (`int`): Of people, for the intervals.
     """
     return {
         "settings": settings,
+        "protocol": PROTOCOLS[settings["dataset"], settings["protocol"]],
         "command": command,
         "versions": {
             "au_llava": __version__,
@@ -33,8 +36,21 @@ def summarise(answers: dict[str, Answers], settings: dict, command: str, resampl
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "tasks": {task: score(answer, resamples) for task, answer in answers.items()},
+        "tasks": {
+            task: score(answer, resamples) | {"published": _published(settings["dataset"], task)}
+            for task, answer in answers.items()
+        },
     }
+
+
+def _published(dataset: str, task: str) -> list[dict]:
+    """The paper's rows for this data set and task, as `results.json` keeps them."""
+    metric, rows = PUBLISHED.get((dataset, task), ("", ()))
+    return [
+        {"method": row.method, "metric": metric, "mean": row.mean, "printed": row.printed, "note": row.note}
+        | {"action_units": row.scores}
+        for row in rows
+    ]
 
 
 def write_results(results: dict, output: str | Path) -> Path:

@@ -60,6 +60,9 @@ def task_table(task: str, result: dict) -> str:
     names, rows = HEADLINES[is_detection(task)], result["rows"]
     means = [["mean", *(NAMES[name] for name in names)]]
     means += [[row, *(with_interval(scores["mean"][name]) for name in names)] for row, scores in rows.items()]
+    means += [
+        [f"{row['method']}, published", number(row["mean"]), *[""] * (len(names) - 1)] for row in result["published"]
+    ]
     main = names[0]
     per_unit = [["", "present", *(f"{NAMES[main]} {row}" for row in rows), *(NAMES[name] for name in names[1:])]]
     for unit in result["action_units"]:

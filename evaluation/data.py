@@ -12,7 +12,7 @@ from au_llava.action_units import PRESETS
 from au_llava.datasets_scripts.bp4d import Bp4d
 from au_llava.datasets_scripts.disfa import Disfa
 from au_llava.datasets_scripts.feafa import Feafa
-from au_llava.datasets_scripts_scripts.synthetic_faces.expression import FACS_CODES
+from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
 
 SYNTHETIC_SAMPLE = Path(__file__).resolve().parent.parent / "datasets_scripts" / "synthetic_faces" / "sample"
@@ -154,7 +154,7 @@ def _read_synthetic(data_dir: str | Path, split: str, limit: int | None) -> Eval
     if not files:
         raise FileNotFoundError(
             f"No shards {split}-*.parquet in {data_dir}; render them with "
-            f"python -m au_llava.datasets_scripts.synthetic_faces --output_dir DIR --split {split}, and give --data_dir."
+            f"python -m au_llava.datasets_scripts.synthetic_faces --output_dir DIR, and give --data_dir DIR."
         )
     rows = _thin(datasets.Dataset.from_parquet([str(file) for file in files]), limit)
 

@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first images of each split, for a quick look")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    # One thread a process: the arrays are small, and several processes already fill the cores. To be set before numpy loads.
+    # One thread a process: the arrays are small, and several processes already fill the cores. To be set before numpy
+    # loads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from .writer import summary, write_split
 
@@ -29,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         counts = summary(paths)
         print(f"{split}: {counts['images']} images of {counts['identities']} people in {options.output_dir}")
-        print("  " + ", ".join(f"{code} {count / counts['images']:.0%}" for code, count in counts["occurrence"].items()))
+        print(
+            "  " + ", ".join(f"{code} {count / counts['images']:.0%}" for code, count in counts["occurrence"].items())
+        )
     return 0
 
 

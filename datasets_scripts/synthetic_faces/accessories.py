@@ -121,7 +121,9 @@ def join(parts):
     starts = np.cumsum([0] + [len(vertices) for vertices, _ in parts])
     return (
         np.concatenate([vertices for vertices, _ in parts]),
-        np.concatenate([triangles + start for (_, triangles), start in zip(parts, starts, strict=False)]).astype(np.int32),
+        np.concatenate([triangles + start for (_, triangles), start in zip(parts, starts, strict=False)]).astype(
+            np.int32
+        ),
     )
 
 
@@ -134,7 +136,7 @@ def _capsule(x, y, start, end, radius):
 
 
 def draw_occluder(rng, image: np.ndarray, skin: np.ndarray, grain: np.ndarray) -> np.ndarray:
-    """Draw a hand, a band of cloth or an object that comes into the picture from its edge and covers a little of the face.
+    """Draw a hand, a band of cloth or an object that reaches in from the edge and covers a little of the face.
 
     Args:
         rng (`np.random.Generator`): Where chance comes from.
@@ -146,11 +148,11 @@ def draw_occluder(rng, image: np.ndarray, skin: np.ndarray, grain: np.ndarray) -
         `np.ndarray`: (W, W) bool, what is covered.
     """
     width = image.shape[0]
-    y, x = np.mgrid[0:1:width * 1j, 0:1:width * 1j].astype(np.float32)
+    y, x = np.mgrid[0 : 1 : width * 1j, 0 : 1 : width * 1j].astype(np.float32)
     heading = rng.uniform(0, 2 * np.pi)
     tip = np.array([0.5, 0.52]) + rng.uniform(0.18, 0.38) * np.array([np.cos(heading), np.sin(heading)])
+    heading += rng.normal(0, 0.35)  # it need not point at the middle of the face
     outward = np.array([np.cos(heading), np.sin(heading)])
-    outward = outward @ np.array([[np.cos(a := rng.normal(0, 0.35)), np.sin(a)], [-np.sin(a), np.cos(a)]])
     across = np.array([-outward[1], outward[0]])
     kind = rng.choice(["hand", "cloth", "thing"], p=[0.5, 0.25, 0.25])
     if kind == "hand":
@@ -162,12 +164,11 @@ def draw_occluder(rng, image: np.ndarray, skin: np.ndarray, grain: np.ndarray) -
     elif kind == "cloth":
         colour = rng.uniform(0.02, 0.5, 3)
         start = tip + outward * rng.uniform(0.12, 0.2)
-        shapes = [(start - across, start + across, rng.uniform(0.08, 0.16)), (start - across + outward * 0.2,
-                  start + across + outward * 0.2, 0.2)]  # fmt: skip
+        behind = start + outward * 0.2
+        shapes = [(start - across, start + across, rng.uniform(0.08, 0.16)), (behind - across, behind + across, 0.2)]
     else:
         colour = rng.uniform(0.01, 0.6, 3)
         shapes = [(tip, tip + outward * rng.uniform(0.3, 0.9), rng.uniform(0.04, 0.1))]
-    covered = np.zeros((width, width), bool)
     cover, shade = np.zeros((width, width), np.float32), np.zeros((width, width), np.float32)
     light = rng.normal(0, 0.5, 2)
     for start, end, radius in shapes:
@@ -182,5 +183,4 @@ def draw_occluder(rng, image: np.ndarray, skin: np.ndarray, grain: np.ndarray) -
     image *= (1 - 0.45 * shadow * (1 - cover))[..., None]
     paint = (shade * texture)[..., None] * np.asarray(colour, np.float32)
     image[:] = image * (1 - cover[..., None]) + cover[..., None] * paint
-    covered |= cover > 0.5
-    return covered
+    return cover > 0.5

@@ -9,17 +9,18 @@ import numpy as np
 
 # Actions that each side of the face can do alone, and those that both sides always do together.
 SIDED = (
-    "inner_brow_raise", "outer_brow_raise", "brow_lower", "upper_lid_raise", "cheek_raise", "lid_tighten", "eye_close",
-    "nose_wrinkle", "upper_lip_raise", "corner_pull", "dimple", "corner_depress", "lower_lip_depress", "lip_stretch",
+    "inner_brow_raise", "outer_brow_raise", "brow_lower", "upper_lid_raise", "cheek_raise", "lid_tighten",
+    "eye_close", "nose_wrinkle", "upper_lip_raise", "corner_pull", "dimple", "corner_depress", "lower_lip_depress",
+    "lip_stretch",
 )  # fmt: skip
 BILATERAL = (
-    "chin_raise", "pucker", "funnel", "lip_tighten", "lip_press", "lips_part", "jaw_drop", "upper_lip_suck", "lower_lip_suck",
-    "jaw_left", "jaw_right", "jaw_thrust", "cheek_puff", "lips_seal",
+    "chin_raise", "pucker", "funnel", "lip_tighten", "lip_press", "lips_part", "jaw_drop", "upper_lip_suck",
+    "lower_lip_suck", "jaw_left", "jaw_right", "jaw_thrust", "cheek_puff", "lips_seal",
 )  # fmt: skip
 ACTIONS = tuple(f"{name}_{side}" for name in SIDED for side in ("left", "right")) + BILATERAL
 
-# Mesh targets of each action at activation 1. {Side} and {side} become Left/Right and left/right; `expr/~/` targets exist
-# in three ethnic variants that are mixed like the person's face.
+# Mesh targets of each action at activation 1. {Side} and {side} become Left/Right and left/right; `expr/~/` targets
+# exist in three ethnic variants that are mixed like the person's face.
 RECIPES: dict[str, dict[str, float]] = {
     "inner_brow_raise": {"fu/browInnerUp{Side}": 1.35},
     "outer_brow_raise": {"fu/browOuterUp{Side}": 1.4},
@@ -43,7 +44,8 @@ RECIPES: dict[str, dict[str, float]] = {
     "lip_tighten": {"fu/mouthPucker": 0.33, "fu/mouthRollUpper": 0.35, "fu/mouthRollLower": 0.42,
                     "mouth/mouth-upperlip-height-decr": 0.5, "mouth/mouth-lowerlip-height-decr": 0.5,
                     "mouth/mouth-lowerlip-volume-decr": 0.5},
-    "lip_press": {"fu/mouthPressLeft": 0.45, "fu/mouthPressRight": 0.45, "fu/mouthRollUpper": 0.55, "fu/mouthRollLower": 0.65,
+    "lip_press": {"fu/mouthPressLeft": 0.45, "fu/mouthPressRight": 0.45,
+                  "fu/mouthRollUpper": 0.55, "fu/mouthRollLower": 0.65,
                   "mouth/mouth-upperlip-volume-decr": 0.5, "mouth/mouth-lowerlip-volume-decr": 0.6},
     "lips_part": {"expr/~/mouth-parling": 1.15, "fu/mouthLowerDownLeft": 0.3, "fu/mouthLowerDownRight": 0.3},
     "jaw_drop": {"fu/jawOpen": 0.9},
@@ -82,14 +84,17 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "lips": ("fu/mouthPucker", "fu/mouthShrugUpper", "fu/mouthShrugLower", "fu/mouthRollLower"),
 }
 PART_OF_ACTION = {
-    "inner_brow_raise": "brow", "outer_brow_raise": "brow", "brow_lower": "brow", "cheek_raise": "eye", "lid_tighten": "eye",
-    "nose_wrinkle": "nose", "upper_lip_raise": "nose", "corner_pull": "corner", "dimple": "corner", "corner_depress": "corner",
-    "lower_lip_depress": "corner", "lip_stretch": "corner", "chin_raise": "lips", "lip_tighten": "lips", "lip_press": "lips",
-    "pucker": "lips", "funnel": "lips", "jaw_drop": "lips",
+    "inner_brow_raise": "brow", "outer_brow_raise": "brow", "brow_lower": "brow",
+    "cheek_raise": "eye", "lid_tighten": "eye", "nose_wrinkle": "nose", "upper_lip_raise": "nose",
+    "corner_pull": "corner", "dimple": "corner", "corner_depress": "corner", "lower_lip_depress": "corner",
+    "lip_stretch": "corner", "chin_raise": "lips", "lip_tighten": "lips", "lip_press": "lips", "pucker": "lips",
+    "funnel": "lips", "jaw_drop": "lips",
 }  # fmt: skip
 
-FACS_CODES = ("AU1", "AU2", "AU4", "AU5", "AU6", "AU7", "AU9", "AU10", "AU12", "AU14", "AU15", "AU16", "AU17", "AU18", "AU20",
-              "AU22", "AU23", "AU24", "AU25", "AU26", "AU27", "AU28", "AU43")  # fmt: skip
+FACS_CODES = (
+    "AU1", "AU2", "AU4", "AU5", "AU6", "AU7", "AU9", "AU10", "AU12", "AU14", "AU15", "AU16", "AU17", "AU18", "AU20",
+    "AU22", "AU23", "AU24", "AU25", "AU26", "AU27", "AU28", "AU43",
+)  # fmt: skip
 FEAFA_CODES = tuple(f"FEAFA{number}" for number in range(1, 25))
 
 # FACS scores intensity A to E: trace, slight, marked, severe, maximum, "C" and "D" covering more of the range than the
@@ -179,18 +184,39 @@ def facs_intensities(activations: dict[str, float]) -> dict[str, float]:
     jaw = one("jaw_drop")
     drop = min(jaw / JAW_DROP_FULL, 1.0)
     # Whatever draws the lips apart adds to the gap; lips held together over a dropped jaw, or pressed, leave none.
-    closed = (1 - one("lips_part")) * (1 - drop) * (1 - 0.5 * both("upper_lip_raise")) * (1 - 0.5 * both("lower_lip_depress"))
+    closed = (
+        (1 - one("lips_part"))
+        * (1 - drop)
+        * (1 - 0.5 * both("upper_lip_raise"))
+        * (1 - 0.5 * both("lower_lip_depress"))
+    )
     closed *= (1 - 0.5 * one("funnel")) * (1 - 0.2 * both("nose_wrinkle"))
     part = (1 - closed) * (1 - one("lips_seal")) * (1 - one("lip_press"))
     return {
-        "AU1": both("inner_brow_raise"), "AU2": both("outer_brow_raise"), "AU4": both("brow_lower"),
-        "AU5": both("upper_lid_raise"), "AU6": both("cheek_raise"), "AU7": both("lid_tighten"), "AU9": both("nose_wrinkle"),
-        "AU10": both("upper_lip_raise"), "AU12": both("corner_pull"), "AU14": both("dimple"), "AU15": both("corner_depress"),
-        "AU16": both("lower_lip_depress"), "AU17": one("chin_raise"), "AU18": one("pucker"), "AU20": both("lip_stretch"),
-        "AU22": one("funnel"), "AU23": one("lip_tighten"), "AU24": one("lip_press"), "AU25": part, "AU26": drop,
-        "AU27": max(jaw - JAW_DROP_FULL, 0.0) / (1 - JAW_DROP_FULL), "AU28": max(one("upper_lip_suck"), one("lower_lip_suck")),
+        "AU1": both("inner_brow_raise"),
+        "AU2": both("outer_brow_raise"),
+        "AU4": both("brow_lower"),
+        "AU5": both("upper_lid_raise"),
+        "AU6": both("cheek_raise"),
+        "AU7": both("lid_tighten"),
+        "AU9": both("nose_wrinkle"),
+        "AU10": both("upper_lip_raise"),
+        "AU12": both("corner_pull"),
+        "AU14": both("dimple"),
+        "AU15": both("corner_depress"),
+        "AU16": both("lower_lip_depress"),
+        "AU17": one("chin_raise"),
+        "AU18": one("pucker"),
+        "AU20": both("lip_stretch"),
+        "AU22": one("funnel"),
+        "AU23": one("lip_tighten"),
+        "AU24": one("lip_press"),
+        "AU25": part,
+        "AU26": drop,
+        "AU27": max(jaw - JAW_DROP_FULL, 0.0) / (1 - JAW_DROP_FULL),
+        "AU28": max(one("upper_lip_suck"), one("lower_lip_suck")),
         "AU43": min(one("eye_close_left"), one("eye_close_right")),
-    }  # fmt: skip
+    }
 
 
 def feafa_intensities(activations: dict[str, float]) -> dict[str, float]:

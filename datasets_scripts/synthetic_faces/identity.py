@@ -28,7 +28,8 @@ class Identity:
         masculine, age, tone (`float`): 0 to 1 (age: 20 to 80 years; tone: lightest to darkest).
         albedo (`np.ndarray`): (512, 512, 3) painted skin; `relief` (512, 512) its pores.
         palette (`np.ndarray`): (6, 3) linear colours: lips, hair, clothes, iris, frame of the glasses, mean skin.
-        surface (`np.ndarray`): (6,) gloss, iris radius, pupil share, lip strength, collar height, whether ears are covered.
+        surface (`np.ndarray`): (6,) gloss, iris radius, pupil share, lip strength, collar height, whether ears are
+            covered.
         hair (`np.ndarray`): (256, 512, 2) see [`skin.hair_map`]; `hair_thickness` in decimetres.
         wrinkling (`np.ndarray`): own strength of every furrow; `age_lines` what shows of them at rest.
         shell, frame, lenses (`tuple` or `None`): meshes of [`accessories`].
@@ -103,7 +104,9 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     iris = skin.IRIS_COLOURS[rng.choice(6, p=[0.35, 0.25, 0.12, 0.1, 0.12, 0.06]) if tone < 0.5 else rng.choice(2)]
     metal = np.array([0.4, 0.35, 0.25]) * rng.uniform(0.3, 1.5)
     plastic = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.8), rng.uniform(0.005, 0.2)))
-    palette = np.stack([lips, cover, cloth, iris * rng.uniform(0.7, 1.3), metal if rng.random() < 0.35 else plastic, base])
+    palette = np.stack(
+        [lips, cover, cloth, iris * rng.uniform(0.7, 1.3), metal if rng.random() < 0.35 else plastic, base]
+    )
     covered_ears = float(wear == "scarf" or (wear == "hat" and rng.random() < 0.5))
     surface = [rng.uniform(0.08, 0.4), rng.uniform(0.40, 0.48), rng.uniform(0.3, 0.5), rng.uniform(0.4, 0.95),
                rng.uniform(5.3, 6.0), covered_ears]  # fmt: skip
@@ -147,7 +150,11 @@ def _shape(rng, head, vertices, race, masculine, age) -> None:
 def identity_targets():
     """Local targets: pairs of opposites, single asymmetries, and whole shapes of the head."""
     names = load_head().target_names
-    local = [name for name in names if name.split("/")[0] not in ("fu", "macro", "expr") and not name.endswith(("Left", "Right"))]
+    local = [
+        name
+        for name in names
+        if name.split("/")[0] not in ("fu", "macro", "expr") and not name.endswith(("Left", "Right"))
+    ]
     pairs = []
     for name in local:
         for more, less in OPPOSITES:
@@ -187,10 +194,8 @@ def _hair(rng, wear, masculine, age):
     hairline = np.interp(np.abs(angle), stations, heights)
     softness, ragged, thickness = rng.uniform(0.06, 0.16), rng.uniform(0.0, 0.05), rng.uniform(0.04, 0.2)
     if wear == "bald":
-        if rng.random() < 0.5:
-            hairline = hairline + 3.0
-        else:  # only a ring is left
-            hairline = hairline + 2.0 * skin.smoothstep(1.4, 1.0, np.abs(angle))
+        only_a_ring_is_left = 2.0 * skin.smoothstep(1.4, 1.0, np.abs(angle))
+        hairline = hairline + (3.0 if rng.random() < 0.5 else only_a_ring_is_left)
         thickness = 0.02
     elif wear in ("hat", "scarf"):
         softness, ragged, thickness = 0.02, 0.0, rng.uniform(0.05, 0.14)

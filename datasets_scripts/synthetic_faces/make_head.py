@@ -87,7 +87,7 @@ def find_landmarks(rest, skin, lips, inside, roots, jaw_open) -> np.ndarray:
         rest (`np.ndarray`): (S, 3) smoothed vertices.
         skin (`np.ndarray`): numbers of the smoothed vertices on the skin.
         lips, inside (`np.ndarray`): (S,) masks of the red of the lips and of the inside of the mouth, 0 to 255.
-        roots (`dict`): roots of the subject's left lashes, (N, 3), under `"upper"` and `"lower"`: they mark the lid margins.
+        roots (`dict`): roots of the subject's left lashes, (N, 3), under `"upper"` and `"lower"`: the lid margins.
         jaw_open (`np.ndarray`): (S, 3) displacement by an opening jaw, which tells the lower lip from the upper.
     """
     outside = skin[inside[skin] < 64]
@@ -117,8 +117,12 @@ def find_landmarks(rest, skin, lips, inside, roots, jaw_open) -> np.ndarray:
     nose += [nearest(p, outside) for p in ((-0.15, 6.82), (-0.08, 6.80), (0, 6.79), (0.08, 6.80), (0.15, 6.82))]
     corner_right, corner_left = (nearest((side * 0.245, 6.612, 1.42), outside) for side in (-1, 1))
     front = outside[rest[outside, 2] > 1.4]
-    outer_top = [nearest((x, y), front) for x, y in ((-0.16, 6.69), (-0.06, 6.715), (0, 6.70), (0.06, 6.715), (0.16, 6.69))]
-    outer_bottom = [nearest((x, y), front) for x, y in ((0.16, 6.53), (0.09, 6.505), (0, 6.50), (-0.09, 6.505), (-0.16, 6.53))]
+    outer_top = [
+        nearest((x, y), front) for x, y in ((-0.16, 6.69), (-0.06, 6.715), (0, 6.70), (0.06, 6.715), (0.16, 6.69))
+    ]
+    outer_bottom = [
+        nearest((x, y), front) for x, y in ((0.16, 6.53), (0.09, 6.505), (0, 6.50), (-0.09, 6.505), (-0.16, 6.53))
+    ]
     inner_right, inner_left = (nearest((side * 0.215, 6.61, 1.43), outside) for side in (-1, 1))
     inner_top = [nearest((x, 6.612, 1.52), upper_lip) for x in (-0.11, 0, 0.11)]
     inner_bottom = [nearest((x, 6.606, 1.51), lower_lip) for x in (0.11, 0, -0.11)]

@@ -1,8 +1,8 @@
 """The head mesh: vertices, shape targets that move them, and one Catmull-Clark step that smooths the result.
 
-The data lies in `head.npz`, a CC0 extract of the MakeHuman base mesh (see `make_head.py` and `README.md`). Coordinates are
-decimetres: x to the subject's left (the right side of the image), y up, z out of the face. A target is a sparse set of
-vertex displacements; targets add up.
+The data lies in `head.npz`, a CC0 extract of the MakeHuman base mesh (see `make_head.py` and `README.md`). Coordinates
+are decimetres: x to the subject's left (the right side of the image), y up, z out of the face. A target is a sparse
+set of vertex displacements; targets add up.
 """
 
 from functools import cache
@@ -101,7 +101,10 @@ class HeadMesh:
             self.vertices = data["vertices"]
             quads, corner_uv, materials = data["quads"].astype(np.int64), data["corner_uv"], data["materials"]
             names, self._bounds = data["target_names"].tolist(), data["target_bounds"]
-            self._indices, self._deltas = data["target_indices"].astype(np.int64), data["target_deltas"].astype(np.float32)
+            self._indices, self._deltas = (
+                data["target_indices"].astype(np.int64),
+                data["target_deltas"].astype(np.float32),
+            )
             self.lips, self.inside = data["lips"].astype(np.float32) / 255, data["inside"].astype(np.float32) / 255
             self.landmarks = data["landmarks"].astype(np.int64)
         self._targets = {

@@ -1,8 +1,8 @@
 """From a person, an expression and a scene to an aligned crop: a small rasteriser with deferred shading, on the CPU.
 
-Every stage is a loop over triangles or pixels that numba compiles; there is no GL, no display and no GPU. The picture is
-drawn at twice its size and averaged. The similarity transform of the alignment is part of the projection, so that the crop is
-drawn directly and nothing is warped afterwards.
+Every stage is a loop over triangles or pixels that numba compiles; there is no GL, no display and no GPU. The picture
+is drawn at twice its size and averaged. The similarity transform of the alignment is part of the projection, so that
+the crop is drawn directly and nothing is warped afterwards.
 """
 
 import math
@@ -15,17 +15,19 @@ from scipy import ndimage
 from . import accessories, skin
 from .expression import furrows, targets
 from .identity import Identity
-from .mesh import SKIN, UPPER_LASHES, load_head
+from .mesh import LOWER_TEETH, SKIN, TONGUE, UPPER_LASHES, UPPER_TEETH, load_head
 from .scene import CROP, TEMPLATE, Scene, background, five_points, head_rotation, photograph, similarity
 
 
 OVERSAMPLING = 2
 GRID = 16  # cells of the motion field along each side of the crop
 SHADOW_MAP, SHADOW_REACH = 384, 4.2
-UPPER_TEETH_, LOWER_TEETH_, TONGUE_ = 5, 6, 7  # numba needs plain numbers of its own module
-HAIR_SHELL_, FRAME_ = accessories.HAIR_SHELL, accessories.FRAME
-TEXTURE_, X_LOW, X_SPAN, Y_HIGH, Y_SPAN = skin.TEXTURE, skin.X_RANGE[0], 2.0, skin.Y_RANGE[1], skin.Y_RANGE[1] - skin.Y_RANGE[0]
-HAIR_ROWS_, HAIR_COLUMNS_, HAIR_TOP_, HAIR_SPAN_ = skin.HAIR_ROWS, skin.HAIR_COLUMNS, skin.HAIR_TOP, skin.HAIR_TOP - skin.HAIR_BOTTOM
+# Compiled functions take plain numbers of this module as constants.
+HAIR_SHELL = accessories.HAIR_SHELL
+TEXTURE, X_LOW, X_SPAN = skin.TEXTURE, skin.X_RANGE[0], skin.X_RANGE[1] - skin.X_RANGE[0]
+Y_HIGH, Y_SPAN = skin.Y_RANGE[1], skin.Y_RANGE[1] - skin.Y_RANGE[0]
+HAIR_ROWS, HAIR_COLUMNS, HAIR_TOP = skin.HAIR_ROWS, skin.HAIR_COLUMNS, skin.HAIR_TOP
+HAIR_SPAN = skin.HAIR_TOP - skin.HAIR_BOTTOM
 
 
 @dataclass
@@ -35,9 +37,10 @@ class Rendering:
     Attributes:
         image (`np.ndarray`): (224, 224, 3) uint8, sRGB.
         landmarks (`np.ndarray`): (68, 2) float32, x and y in crop pixels (the centre of the first pixel is 0).
-        points (`np.ndarray`): (5, 2) float32, the points that were laid on the template, without their random error.
-        flow (`np.ndarray`): (16, 16, 2) float16, mean shift in crop pixels of the visible face from rest to expression, for
-            each cell of 14 pixels; 0 where there is no face.
+        points (`np.ndarray`): (5, 2) float32, the points that were laid on the template, without their random
+            error.
+        flow (`np.ndarray`): (16, 16, 2) float16, mean shift in crop pixels of the visible face from rest to
+            expression, for each cell of 14 pixels; 0 where there is no face.
         pose (`np.ndarray`): (3,) float32, yaw, pitch and the roll that is left in the crop, in degrees.
     """
 
@@ -52,8 +55,8 @@ class Rendering:
 def rasterise(points, triangles, depth, triangle_at, weights):
     """Draw triangles into a depth buffer.
 
-    `points` (N, 3) holds x, y in pixels and the inverse depth, which grows towards the camera. `depth` (W, W), `triangle_at`
-    (W, W) and `weights` (W, W, 2), the perspective-correct weights of the first two corners, are changed in place.
+    `points` (N, 3) holds x, y in pixels and the inverse depth, which grows towards the camera. Changed in place:
+    `depth` (W, W), `triangle_at` (W, W), and `weights` (W, W, 2), the perspective-correct weights of two corners.
     """
     width = depth.shape[0]
     for t in range(triangles.shape[0]):
@@ -138,13 +141,14 @@ def eye_colour(x, y, z, palette, surface):
 
 
 @numba.njit(cache=True, fastmath=True)
-def shade(triangle_at, weights, triangles, materials, normals, positions, rest, masks, albedo, slopes, creases, hair, palette,
-          surface, eye_centres, rotation, lights, light_colours, ground, sky, occlusion, shadow_points, shadow, image):  # fmt: skip
+def shade(triangle_at, weights, triangles, materials, normals, positions, rest, masks, albedo, slopes, creases, hair,
+          palette, surface, eye_centres, rotation, lights, light_colours, ground, sky, occlusion, shadow_points,
+          shadow, image):  # fmt: skip
     """Colour every pixel that a triangle covers.
 
-    `rest` (N, 3) are the coordinates in which everything is painted, `masks` (N, 3) lips, inside of the mouth and ears;
-    `shadow` is the depth map seen from the main light and `shadow_points` (N, 3) the vertices in it; `image` (W, W, 3) holds
-    the background and is changed in place. `albedo`, `slopes` and `creases` are [`skin`] textures.
+    `rest` (N, 3) are the coordinates in which everything is painted, `masks` (N, 3) lips, inside of the mouth and
+    ears; `shadow` is the depth map seen from the main light and `shadow_points` (N, 3) the vertices in it; `image`
+    (W, W, 3) holds the background and is changed in place. `albedo`, `slopes`, `creases` are textures of [`skin`].
     """
     width = triangle_at.shape[0]
     for y in range(width):
@@ -165,29 +169,36 @@ def shade(triangle_at, weights, triangles, materials, normals, positions, rest, 
             ry = w0 * rest[a, 1] + w1 * rest[b, 1] + w2 * rest[c, 1]
             rz = w0 * rest[a, 2] + w1 * rest[b, 2] + w2 * rest[c, 2]
             material, occluded = materials[t], occlusion[y, x]
-            # What the surface is: colour, gloss and its sharpness, how far light wraps around it, how dim its inside is.
+            # What the surface is: colour, gloss and its sharpness, how far light wraps around it, how dim its inside
+            # is.
             gloss, sharp, wrap_r, wrap_g, wrap_b, dim = 0.0, 20.0, 0.0, 0.0, 0.0, 1.0
-            hair_x = (math.atan2(rx, rz - 0.25) + math.pi) / (2 * math.pi) * (HAIR_COLUMNS_ - 1)
-            hair_y = (HAIR_TOP_ - ry) / HAIR_SPAN_ * (HAIR_ROWS_ - 1)
+            hair_x = (math.atan2(rx, rz - 0.25) + math.pi) / (2 * math.pi) * (HAIR_COLUMNS - 1)
+            hair_y = (HAIR_TOP - ry) / HAIR_SPAN * (HAIR_ROWS - 1)
             if material == 0:
-                tx, ty = (rx - X_LOW) / X_SPAN * TEXTURE_ - 0.5, (Y_HIGH - ry) / Y_SPAN * TEXTURE_ - 0.5
+                tx, ty = (rx - X_LOW) / X_SPAN * TEXTURE - 0.5, (Y_HIGH - ry) / Y_SPAN * TEXTURE - 0.5
                 crease = texel(creases, tx, ty, 0)
-                red, green, blue = texel(albedo, tx, ty, 0) * crease, texel(albedo, tx, ty, 1) * crease, texel(albedo, tx, ty, 2) * crease
+                red, green = texel(albedo, tx, ty, 0) * crease, texel(albedo, tx, ty, 1) * crease
+                blue = texel(albedo, tx, ty, 2) * crease
                 front = clamp((rz - 0.45) * 3, 0.0, 1.0)
-                bump_x, bump_y = -texel(slopes, tx, ty, 0) * front, -texel(slopes, tx, ty, 1) * front
+                bump_x = -texel(slopes, tx, ty, 0) * front
+                bump_y = -texel(slopes, tx, ty, 1) * front
                 nx += rotation[0, 0] * bump_x + rotation[0, 1] * bump_y
                 ny += rotation[1, 0] * bump_x + rotation[1, 1] * bump_y
                 nz += rotation[2, 0] * bump_x + rotation[2, 1] * bump_y
                 gloss, sharp, wrap_r, wrap_g, wrap_b = surface[0], 14.0, 0.42, 0.24, 0.17
                 lip = (w0 * masks[a, 0] + w1 * masks[b, 0] + w2 * masks[c, 0]) * surface[3]
                 if lip > 0.01:
-                    red, green, blue = red * (1 - lip) + lip * palette[0, 0], green * (1 - lip) + lip * palette[0, 1], blue * (1 - lip) + lip * palette[0, 2]
+                    red = red * (1 - lip) + lip * palette[0, 0]
+                    green = green * (1 - lip) + lip * palette[0, 1]
+                    blue = blue * (1 - lip) + lip * palette[0, 2]
                     gloss *= 1 + 1.2 * lip
                 ear = w0 * masks[a, 2] + w1 * masks[b, 2] + w2 * masks[c, 2]
                 cover = texel(hair, hair_x, hair_y, 0) * (1 - clamp(2 * ear, 0.0, 1.0) * (1 - surface[5]))
                 if cover > 0:
                     strand = texel(hair, hair_x, hair_y, 1)
-                    red, green, blue = red * (1 - cover) + cover * palette[1, 0] * strand, green * (1 - cover) + cover * palette[1, 1] * strand, blue * (1 - cover) + cover * palette[1, 2] * strand
+                    red = red * (1 - cover) + cover * palette[1, 0] * strand
+                    green = green * (1 - cover) + cover * palette[1, 1] * strand
+                    blue = blue * (1 - cover) + cover * palette[1, 2] * strand
                     gloss = gloss * (1 - cover) + 0.12 * cover
                     wrap_r, wrap_g, wrap_b = wrap_r * (1 - cover), wrap_g * (1 - cover), wrap_b * (1 - cover)
                 if ry < surface[4] + 0.25 * abs(rx) - 0.1 * rz:
@@ -199,23 +210,24 @@ def shade(triangle_at, weights, triangles, materials, normals, positions, rest, 
                     occluded *= dark * 1.5
                     dim = dark * 1.2
             elif material == 1 or material == 2:
-                ex, ey, ez = rx - eye_centres[material - 1, 0], ry - eye_centres[material - 1, 1], rz - eye_centres[material - 1, 2]
+                ex, ey = rx - eye_centres[material - 1, 0], ry - eye_centres[material - 1, 1]
+                ez = rz - eye_centres[material - 1, 2]
                 red, green, blue = eye_colour(ex, ey, ez, palette, surface)
                 gloss, sharp = 0.9, 220.0
                 occluded *= occluded
-            elif material == UPPER_TEETH_ or material == LOWER_TEETH_:
+            elif material in (UPPER_TEETH, LOWER_TEETH):
                 gap = 0.55 + 0.45 * min(abs(math.sin(rx * math.pi / 0.085)) * 3, 1.0)
                 dark = clamp((rz - 1.0) / 0.4, 0.05, 1.0)
                 red, green, blue, gloss, sharp = 0.78 * gap * dark, 0.74 * gap * dark, 0.66 * gap * dark, 0.25, 60.0
-                if (material == UPPER_TEETH_ and ry > 6.755) or (material == LOWER_TEETH_ and ry < 6.515):
+                if (material == UPPER_TEETH and ry > 6.755) or (material == LOWER_TEETH and ry < 6.515):
                     red, green, blue = 0.42 * dark, 0.13 * dark, 0.12 * dark
                 occluded *= 0.8
-            elif material == TONGUE_:
+            elif material == TONGUE:
                 dark = clamp((rz - 0.95) / 0.45, 0.05, 1.0)
                 red, green, blue, gloss, sharp = 0.42 * dark, 0.12 * dark, 0.11 * dark, 0.06 * dark, 30.0
                 occluded *= 0.6 * dark
                 dim = 0.45
-            elif material == HAIR_SHELL_:
+            elif material == HAIR_SHELL:
                 strand = texel(hair, hair_x, hair_y, 1)
                 red, green, blue, gloss = palette[1, 0] * strand, palette[1, 1] * strand, palette[1, 2] * strand, 0.12
             else:
@@ -273,7 +285,7 @@ def motion_field(triangle_at, weights, triangles, materials, screen, screen_at_r
     for y in range(width):
         for x in range(width):
             t = triangle_at[y, x]
-            if t < 0 or materials[t] > TONGUE_ or covered[y, x]:
+            if t < 0 or materials[t] > TONGUE or covered[y, x]:
                 continue
             a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
             w0, w1 = weights[y, x, 0], weights[y, x, 1]
@@ -358,7 +370,8 @@ def render(
     screen[:, :2] = OVERSAMPLING * (crop_points + 0.5)
     screen[:, 2] = -1 / in_camera[:, 2]
     screen_at_rest = screen.copy()
-    screen_at_rest[: len(at_rest), :2] = OVERSAMPLING * (to_crop(to_plane(to_camera(at_rest + (vertices[: len(face)] - face)))) + 0.5)
+    lifted = at_rest + (vertices[: len(face)] - face)
+    screen_at_rest[: len(face), :2] = OVERSAMPLING * (to_crop(to_plane(to_camera(lifted))) + 0.5)
 
     depth, triangle_at = np.zeros((width, width), np.float32), np.full((width, width), -1, np.int32)
     weights = np.zeros((width, width, 2), np.float32)
@@ -385,9 +398,12 @@ def render(
     if scene.occluded:
         covered = accessories.draw_occluder(rng, image, face_light, skin.noise(rng, "grain"))
 
-    flow = motion_field(triangle_at, weights, triangles, materials, screen, screen_at_rest, covered, GRID) / OVERSAMPLING
+    flow = (
+        motion_field(triangle_at, weights, triangles, materials, screen, screen_at_rest, covered, GRID) / OVERSAMPLING
+    )
     small = image.reshape(CROP, OVERSAMPLING, CROP, OVERSAMPLING, 3).mean((1, 3))
-    # Dark skin stays darker than light skin, but not by as much as its reflectance: exposure follows the face half-way.
+    # Dark skin stays darker than light skin, but not by as much as its reflectance: exposure follows the face half-
+    # way.
     brightness = float(face_light.mean()) / math.sqrt(float(identity.palette[5].mean()) / 0.2)
     turn = math.degrees(math.atan2(-align[1, 0], align[0, 0]))
     return Rendering(
@@ -434,7 +450,9 @@ def _shadow_map(in_camera, triangles, light):
     up = np.cross(light, right)
     around = in_camera - in_camera.mean(0)
     scale = SHADOW_MAP / SHADOW_REACH
-    points = np.stack([around @ right * scale + SHADOW_MAP / 2, SHADOW_MAP / 2 - around @ up * scale, around @ light + 20], 1)
+    points = np.stack(
+        [around @ right * scale + SHADOW_MAP / 2, SHADOW_MAP / 2 - around @ up * scale, around @ light + 20], 1
+    )
     points, shape = points.astype(np.float32), (SHADOW_MAP, SHADOW_MAP)
     shadow = np.zeros(shape, np.float32)
     rasterise(points, triangles, shadow, np.empty(shape, np.int32), np.empty((*shape, 2), np.float32))
@@ -479,15 +497,15 @@ def _draw_lenses(rng, identity, to_camera, to_plane, to_crop, depth, scene, imag
     """Blend the lenses of the glasses: a slight tint and a soft reflection of the sky."""
     vertices, triangles = identity.lenses
     placed = to_camera(vertices)
-    points = np.concatenate([OVERSAMPLING * (to_crop(to_plane(placed)) + 0.5), -1 / placed[:, 2:]], 1).astype(np.float32)
+    points = np.concatenate([OVERSAMPLING * (to_crop(to_plane(placed)) + 0.5), -1 / placed[:, 2:]], 1).astype(
+        np.float32
+    )
     triangle_at = np.full(depth.shape, -1, np.int32)
     rasterise(points, triangles, depth.copy(), triangle_at, np.zeros((*depth.shape, 2), np.float32))
     drawn = triangle_at >= 0
     y, x = np.nonzero(drawn)
     slope, place, size = rng.normal(0, 1), rng.uniform(0.3, 0.7), rng.uniform(0.03, 0.15)
     width = depth.shape[0]
-    streak = np.exp(-(((x + slope * y) / width - place * (1 + slope)) / size) ** 2) * rng.uniform(0, 0.2)
+    streak = np.exp(-((((x + slope * y) / width - place * (1 + slope)) / size) ** 2)) * rng.uniform(0, 0.2)
     tint, sheen = rng.uniform(0.85, 1.0), rng.uniform(0.0, 0.03)
     image[drawn] = image[drawn] * tint * (1 - streak[:, None]) + (sheen + streak)[:, None] * scene.sky
-
-

@@ -4,16 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .expression import (
-    BILATERAL,
-    FACS_CODES,
-    FEAFA_CODES,
-    SIDED,
-    facs_intensities,
-    feafa_intensities,
-    level,
-    occurrence,
-)
+from .expression import SIDED, facs_intensities, feafa_intensities, level, occurrence
 from .identity import Identity, draw_identity
 from .renderer import Rendering, render
 from .scene import draw_scene
@@ -21,8 +12,8 @@ from .scene import draw_scene
 
 SEED = 2019
 IMAGES_PER_IDENTITY = 5
-# Identities of each split. Image i of a split shows identity i modulo that number, so any first part of a split is a fair
-# sample of all its people. A person's seed names the split, hence no person is in two splits.
+# Identities of each split. Image i of a split shows identity i modulo that number, so any first part of a split is a
+# fair sample of all its people. A person's seed names the split, hence no person is in two splits.
 IDENTITIES = {"train": 8000, "validation": 400, "test": 800}
 SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
 
@@ -66,30 +57,32 @@ COMBINATIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
 # How often an action is drawn on its own account, so that rare ones stay frequent enough to learn.
 SINGLE_WEIGHTS = {
     "inner_brow_raise": 0.6, "outer_brow_raise": 1.2, "brow_lower": 0.5, "upper_lid_raise": 1.8, "cheek_raise": 0.7,
-    "lid_tighten": 0.8, "eye_close": 0.9, "nose_wrinkle": 1.6, "upper_lip_raise": 2.2, "corner_pull": 2.0, "dimple": 1.7,
-    "corner_depress": 1.5, "lower_lip_depress": 1.5, "lip_stretch": 2.6, "chin_raise": 0.8, "pucker": 1.9, "funnel": 1.9,
-    "lip_tighten": 4.1, "lip_press": 3.7, "lips_part": 0.6, "jaw_drop": 2.6, "upper_lip_suck": 1.8, "lower_lip_suck": 1.9,
-    "jaw_left": 0.9, "jaw_right": 0.9, "jaw_thrust": 0.9, "cheek_puff": 1.4,
+    "lid_tighten": 0.8, "eye_close": 0.9, "nose_wrinkle": 1.6, "upper_lip_raise": 2.2, "corner_pull": 2.0,
+    "dimple": 1.7, "corner_depress": 1.5, "lower_lip_depress": 1.5, "lip_stretch": 2.6, "chin_raise": 0.8,
+    "pucker": 1.9, "funnel": 1.9, "lip_tighten": 4.1, "lip_press": 3.7, "lips_part": 0.6, "jaw_drop": 2.6,
+    "upper_lip_suck": 1.8, "lower_lip_suck": 1.9, "jaw_left": 0.9, "jaw_right": 0.9, "jaw_thrust": 0.9,
+    "cheek_puff": 1.4,
 }  # fmt: skip
 # Pairs that cannot or hardly happen together; one of the two goes.
 EXCLUSIONS = (
     ("eye_close", "upper_lid_raise"), ("eye_close", "lid_tighten"), ("upper_lid_raise", "lid_tighten"),
     ("upper_lid_raise", "cheek_raise"), ("corner_pull", "corner_depress"), ("corner_pull", "lip_tighten"),
-    ("corner_pull", "pucker"), ("corner_pull", "funnel"), ("corner_pull", "lip_stretch"), ("upper_lip_raise", "chin_raise"),
-    ("dimple", "pucker"), ("dimple", "funnel"), ("lip_stretch", "pucker"), ("lip_stretch", "funnel"),
-    ("lip_stretch", "lip_tighten"), ("lip_tighten", "lips_part"), ("lip_tighten", "jaw_drop"), ("lip_tighten", "lip_press"),
-    ("lip_tighten", "upper_lip_raise"), ("lip_tighten", "funnel"), ("lip_tighten", "pucker"),
-    ("lip_tighten", "lower_lip_depress"), ("lip_press", "lips_part"), ("lip_press", "jaw_drop"),
-    ("lip_press", "upper_lip_raise"), ("lip_press", "lower_lip_depress"), ("lip_press", "pucker"), ("lip_press", "funnel"),
-    ("pucker", "funnel"), ("upper_lip_suck", "upper_lip_raise"), ("upper_lip_suck", "lip_press"),
-    ("upper_lip_suck", "lip_tighten"), ("upper_lip_suck", "pucker"), ("upper_lip_suck", "funnel"),
-    ("upper_lip_suck", "lips_part"), ("lower_lip_suck", "lower_lip_depress"), ("lower_lip_suck", "lip_press"),
-    ("lower_lip_suck", "lip_tighten"), ("lower_lip_suck", "pucker"), ("lower_lip_suck", "funnel"),
-    ("lower_lip_suck", "lips_part"), ("lower_lip_suck", "chin_raise"), ("lower_lip_suck", "jaw_drop"),
-    ("upper_lip_suck", "jaw_drop"), ("jaw_left", "jaw_right"), ("jaw_drop", "chin_raise"), ("cheek_puff", "jaw_drop"),
-    ("cheek_puff", "lips_part"), ("cheek_puff", "corner_pull"), ("cheek_puff", "upper_lip_raise"),
-    ("cheek_puff", "lower_lip_depress"), ("cheek_puff", "funnel"), ("chin_raise", "lower_lip_depress"),
-    ("chin_raise", "lips_part"), ("corner_depress", "funnel"), ("corner_depress", "pucker"),
+    ("corner_pull", "pucker"), ("corner_pull", "funnel"), ("corner_pull", "lip_stretch"),
+    ("upper_lip_raise", "chin_raise"), ("dimple", "pucker"), ("dimple", "funnel"), ("lip_stretch", "pucker"),
+    ("lip_stretch", "funnel"), ("lip_stretch", "lip_tighten"), ("lip_tighten", "lips_part"),
+    ("lip_tighten", "jaw_drop"), ("lip_tighten", "lip_press"), ("lip_tighten", "upper_lip_raise"),
+    ("lip_tighten", "funnel"), ("lip_tighten", "pucker"), ("lip_tighten", "lower_lip_depress"),
+    ("lip_press", "lips_part"), ("lip_press", "jaw_drop"), ("lip_press", "upper_lip_raise"),
+    ("lip_press", "lower_lip_depress"), ("lip_press", "pucker"), ("lip_press", "funnel"), ("pucker", "funnel"),
+    ("upper_lip_suck", "upper_lip_raise"), ("upper_lip_suck", "lip_press"), ("upper_lip_suck", "lip_tighten"),
+    ("upper_lip_suck", "pucker"), ("upper_lip_suck", "funnel"), ("upper_lip_suck", "lips_part"),
+    ("lower_lip_suck", "lower_lip_depress"), ("lower_lip_suck", "lip_press"), ("lower_lip_suck", "lip_tighten"),
+    ("lower_lip_suck", "pucker"), ("lower_lip_suck", "funnel"), ("lower_lip_suck", "lips_part"),
+    ("lower_lip_suck", "chin_raise"), ("lower_lip_suck", "jaw_drop"), ("upper_lip_suck", "jaw_drop"),
+    ("jaw_left", "jaw_right"), ("jaw_drop", "chin_raise"), ("cheek_puff", "jaw_drop"), ("cheek_puff", "lips_part"),
+    ("cheek_puff", "corner_pull"), ("cheek_puff", "upper_lip_raise"), ("cheek_puff", "lower_lip_depress"),
+    ("cheek_puff", "funnel"), ("chin_raise", "lower_lip_depress"), ("chin_raise", "lips_part"),
+    ("corner_depress", "funnel"), ("corner_depress", "pucker"),
 )  # fmt: skip
 
 
@@ -252,6 +245,3 @@ def render_sample(index: int, split: str = "train", seed: int = SEED) -> Sample:
         identity_name=f"{split}-{person:05d}",
         identity=identity,
     )
-
-
-__all__ = ["BILATERAL", "FACS_CODES", "FEAFA_CODES", "IDENTITIES", "SEED", "SIDED", "Sample", "render_sample", "split_size"]

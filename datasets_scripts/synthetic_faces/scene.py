@@ -1,4 +1,4 @@
-"""Where the camera stands, how the crop is aligned, what light falls on the face, and what the camera does to the picture."""
+"""Where the camera stands, how the crop is aligned, what light there is, what the camera does to the picture."""
 
 import colorsys
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from scipy import ndimage
 
 
 CROP = 224
-# Where the five points come to lie in a crop (x, y in pixels): the eye left in the image, the eye right in the image, nose
-# tip, the mouth corner left in the image, the one right in it. The same numbers as in face_alignment.py, where photographs
-# are aligned; a test compares them.
+# Where the five points come to lie in a crop (x, y in pixels): the eye left in the image, the eye right in the image,
+# nose tip, the mouth corner left in the image, the one right in it. The same numbers as in face_alignment.py, where
+# photographs are aligned; a test compares them.
 TEMPLATE = np.array([[84.38, 91.06], [139.33, 90.72], [112.03, 122.30], [89.38, 154.56], [134.98, 154.25]])
 
 
@@ -18,8 +18,8 @@ TEMPLATE = np.array([[84.38, 91.06], [139.33, 90.72], [112.03, 122.30], [89.38, 
 class Scene:
     """Everything about one picture that is neither the person nor the expression.
 
-    Angles are degrees; yaw turns the face to the subject's left, pitch down, roll to the subject's right shoulder. Directions
-    of light are in the camera's frame (x right in the image, y up, z towards the camera).
+    Angles are degrees; yaw turns the face to the subject's left, pitch down, roll to the subject's right shoulder.
+    Directions of light are in the camera's frame (x right in the image, y up, z towards the camera).
     """
 
     yaw: float = 0.0
@@ -54,7 +54,9 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         [side * rng.uniform(0.0, 0.95), rng.uniform(-0.1, 0.9), rng.uniform(0.35, 1)],
         [rng.uniform(-1, 1), rng.uniform(-0.3, 0.6), rng.uniform(0.1, 1)],
     ])  # fmt: skip
-    colours = np.stack([np.array([1 + warmth, 1, 1 - warmth]) * key, np.array([1 - warmth, 1, 1 + warmth]) * rng.uniform(0, 0.5)])
+    colours = np.stack(
+        [np.array([1 + warmth, 1, 1 - warmth]) * key, np.array([1 - warmth, 1, 1 + warmth]) * rng.uniform(0, 0.5)]
+    )
     return Scene(
         yaw=float(np.clip(rng.normal(0, 13), -32, 32)),
         pitch=float(np.clip(rng.normal(0, 8), -22, 22)),
@@ -108,8 +110,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.column_stack([scale * rotation, target_mean - scale * rotation @ source_mean])
 
 
-# A detector sets the eyes and the nose tip a little higher than their middle and their foremost point: mean difference to
-# SCRFD on 200 renderings, in decimetres of the head.
+# A detector sets the eyes and the nose tip a little higher than their middle and their foremost point: mean difference
+# to SCRFD on 200 renderings, in decimetres of the head.
 EYE_RISE, NOSE_RISE = 0.018, 0.030
 
 
@@ -151,7 +153,7 @@ def photograph(rng: np.random.Generator, light: np.ndarray, face_brightness: flo
     Args:
         rng (`np.random.Generator`): Where the noise comes from.
         light (`np.ndarray`): (224, 224, 3) linear light.
-        face_brightness (`float`): Mean of the light on the face divided by the square root of the skin's own brightness.
+        face_brightness (`float`): Mean light on the face over the square root of the skin's own brightness.
         scene (`Scene`): Exposure and faults.
 
     Returns:
@@ -168,12 +170,20 @@ def photograph(rng: np.random.Generator, light: np.ndarray, face_brightness: flo
     picture = (picture - 0.45) * scene.contrast + 0.45
     if scene.shrink < 1:
         size = round(CROP * scene.shrink)
-        coarse = ndimage.zoom(ndimage.gaussian_filter(picture, (0.4 / scene.shrink,) * 2 + (0,)), (size / CROP,) * 2 + (1,), order=1, mode="nearest")
+        coarse = ndimage.zoom(
+            ndimage.gaussian_filter(picture, (0.4 / scene.shrink,) * 2 + (0,)),
+            (size / CROP,) * 2 + (1,),
+            order=1,
+            mode="nearest",
+        )
         picture = ndimage.zoom(coarse, (CROP / size,) * 2 + (1,), order=1, mode="nearest")
     if scene.blur:
         picture = ndimage.gaussian_filter(picture, (scene.blur, scene.blur, 0))
     if any(scene.motion):
-        steps = [ndimage.shift(picture, (t * scene.motion[1], t * scene.motion[0], 0), order=1, mode="nearest") for t in (-0.5, 0, 0.5)]
+        steps = [
+            ndimage.shift(picture, (t * scene.motion[1], t * scene.motion[0], 0), order=1, mode="nearest")
+            for t in (-0.5, 0, 0.5)
+        ]
         picture = np.mean(steps, 0)
     shot = rng.standard_normal((CROP, CROP, 1)) * 0.7 + rng.standard_normal((CROP, CROP, 3)) * 0.5
     picture = picture + scene.noise * shot * np.sqrt(np.clip(picture, 0.1, 1) + 0.3)

@@ -1,8 +1,8 @@
 """What is painted on the head: skin colour, brows, beard, make-up, wrinkles; and the hair map around the skull.
 
-Skin is painted in a square texture that is projected from the front onto the head at rest, hair in a cylinder around the
-skull. Noise comes from a small fixed bank, shifted and mixed anew for every face, because drawing it anew would cost more
-time than everything else here.
+Skin is painted in a square texture that is projected from the front onto the head at rest, hair in a cylinder around
+the skull. Noise comes from a small fixed bank, shifted and mixed anew for every face, because drawing it anew would
+cost more time than everything else here.
 """
 
 from functools import cache
@@ -14,7 +14,9 @@ from scipy import ndimage
 TEXTURE = 512
 X_RANGE, Y_RANGE = (-1.0, 1.0), (5.9, 8.6)  # the part of the resting head that the texture covers
 TEXEL_X, TEXEL_Y = (X_RANGE[1] - X_RANGE[0]) / TEXTURE, (Y_RANGE[1] - Y_RANGE[0]) / TEXTURE
-X, Y = np.meshgrid(np.linspace(*X_RANGE, TEXTURE, dtype=np.float32), np.linspace(*Y_RANGE[::-1], TEXTURE, dtype=np.float32))
+X, Y = np.meshgrid(
+    np.linspace(*X_RANGE, TEXTURE, dtype=np.float32), np.linspace(*Y_RANGE[::-1], TEXTURE, dtype=np.float32)
+)
 HAIR_ROWS, HAIR_COLUMNS, HAIR_TOP, HAIR_BOTTOM = 256, 512, 8.7, 5.5
 
 
@@ -165,7 +167,9 @@ def _forehead(first: float, last: float, heights) -> np.ndarray:
     total = 0
     for k, height in enumerate(heights):
         x = np.linspace(first, last, 20)
-        total = total + _valley(np.stack([x, height + 0.03 * np.cos(x * 3 + k) + 0.012 * np.sin(x * 23 + 2 * k)], 1), 0.016)
+        total = total + _valley(
+            np.stack([x, height + 0.03 * np.cos(x * 3 + k) + 0.012 * np.sin(x * 23 + 2 * k)], 1), 0.016
+        )
     return total
 
 

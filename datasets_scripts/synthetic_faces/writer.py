@@ -17,7 +17,8 @@ from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENC
 from .sampler import IDENTITIES, SEED, Sample, render_sample, split_size
 
 
-# Raise it whenever pixels, geometry or labels of an image change: shards of two versions are never mixed in one folder.
+# Raise it whenever pixels, geometry or labels of an image change: shards of two versions are never mixed in one
+# folder.
 VERSION = "1.0.0"
 IMAGES_PER_SHARD = 250
 LICENSE = "CC0-1.0"
@@ -42,7 +43,7 @@ FEATURES = Features({
 
 
 def to_row(sample: Sample, index: int) -> dict:
-    """One sample as a row with the columns of `FEATURES`; the image becomes a JPEG file of the sample's own quality."""
+    """One sample as a row with the columns of `FEATURES`; the image becomes a JPEG file of its own quality."""
     file, rendering, identity = io.BytesIO(), sample.rendering, sample.identity
     PillowImage.fromarray(rendering.image).save(file, "JPEG", quality=sample.jpeg_quality)
     return {
@@ -86,13 +87,15 @@ def write_table(path: Path, table: pa.Table) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def write_split(output_dir: str | Path, split: str, limit: int | None = None, workers: int = 1, seed: int = SEED) -> list[Path]:
+def write_split(
+    output_dir: str | Path, split: str, limit: int | None = None, workers: int = 1, seed: int = SEED
+) -> list[Path]:
     """Write the first `limit` images of a split, leaving out shards that are already there.
 
     Args:
         output_dir (`str` or `Path`): Folder of the shards; it is made if need be.
         split (`str`): `train`, `validation` or `test`.
-        limit (`int`, *optional*): Number of images; all of them by default. Any first part is a fair sample of all people.
+        limit (`int`, *optional*): Number of images; by default all. Any first part is a fair sample of all people.
         workers (`int`): Number of processes.
         seed (`int`): [`sampler.SEED`] for the standard split.
 
@@ -173,7 +176,9 @@ def summary(paths: list[Path]) -> dict:
     columns = ["occurrences", "feafa", "identity", "skin", "gender", "age"]
     table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
     seen, units = np.array(table["occurrences"].to_pylist()), np.array(table["feafa"].to_pylist())
-    groups = {name: {row["values"]: row["counts"] for row in table[name].value_counts().to_pylist()} for name in columns[3:]}
+    groups = {
+        name: {row["values"]: row["counts"] for row in table[name].value_counts().to_pylist()} for name in columns[3:]
+    }
     return {
         "images": table.num_rows,
         "identities": len(table["identity"].unique()),

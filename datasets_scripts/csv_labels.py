@@ -1,0 +1,154 @@
+"""Your own pictures: a csv of image paths and Action Unit labels becomes the same rows as the published data sets.
+
+    image,subject,AU1,AU12
+    faces/anna_1.jpg,anna,0,1
+    faces/ben_7.jpg,ben,1,
+
+`image` is relative to the csv. An empty cell means unknown. `subject`, `sequence`, `frame` and `split` (`train` or
+`test`) are optional; without `split`, a fifth of the subjects (without `subject`, of the pictures) is tested.
+
+>>> from au_llava.datasets_scripts.csv_labels import CsvLabels
+>>> data = CsvLabels(data_dir="my_labels.csv", task="detection", crops_dir="data/mine")  # doctest: +SKIP
+>>> data.download_and_prepare(); train = data.as_dataset("train")  # doctest: +SKIP
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..action_units import CATALOGUE, get_task
+from .builder import CropsBuilder, CropsConfig
+from .feafa import in_random_test
+from .preparation import preparation_parser, run
+from .recordings import Recording, read_frame, read_lines, settle
+
+
+COLUMNS = ("image", "subject", "sequence", "frame", "split")
+
+
+def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], list[dict]]:
+    """Read the csv.
+
+    Args:
+        path (`Path`): The csv file.
+        task (`str`): `detection`, `intensity_level` or `intensity`.
+        problems (`list[str]`): Gets a line for everything that is wrong; such lines are left out.
+
+    Returns:
+        `tuple`: The codes of the label columns, and for each line `image`, `subject`, `sequence`, `frame`, `split` and
+        `labels`, a list of values with NaN for unknown.
+    """
+    lines = read_lines(path, problems)
+    header = lines[0][1] if lines else []
+    codes = [name for name in header if name not in COLUMNS]
+    if "image" not in header or not codes or set(codes) - set(CATALOGUE) or len(set(header)) < len(header):
+        problems.append(
+            f"{path}:1: the header {header} needs `image` and columns named like AU12 or FEAFA12, each once"
+        )
+        return codes, []
+    rows = []
+    for number, cells in lines[1:]:
+        try:
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} cells; the header has {len(header)}")
+            row = dict(zip(header, cells, strict=True))
+            if row.get("split", "train") not in ("train", "test"):
+                raise ValueError(f"split {row['split']!r} is neither 'train' nor 'test'")
+            subject = row.get("subject") or row["image"]
+            rows.append(
+                {
+                    "image": path.parent / row["image"],
+                    "subject": subject,
+                    "sequence": row.get("sequence") or subject,
+                    "frame": read_frame(row["frame"]) if row.get("frame") else number - 1,
+                    "split": row.get("split"),
+                    "labels": [_value(row[code], task) for code in codes],
+                }
+            )
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+    return codes, rows
+
+
+def _value(cell: str, task: str) -> float:
+    if not cell:
+        return math.nan
+    values = get_task(task).values
+    value = float(cell)
+    # Whole levels are taken as they are or not at all; only a fine scale is rounded.
+    if not values[0] <= value <= values[-1] or (len(values) < 10 and value not in values):
+        raise ValueError(f"{cell!r} is no value of {task}: {get_task(task).answer}")
+    return value
+
+
+def find_recordings(csv: str | Path, task: str = "detection", skip_bad_labels: bool = False) -> list[Recording]:
+    """Read the csv and group its pictures by sequence.
+
+    Raises:
+        ValueError: Something in the csv is wrong.
+    """
+    problems: list[str] = []
+    codes, rows = read_csv(Path(csv), task, problems)
+    groups: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
+    for row in rows:
+        group = groups[row["subject"], row["sequence"]]
+        if row["frame"] in group:
+            problems.append(f"{csv}: frame {row['frame']} of {row['sequence']} stands there twice")
+        group[row["frame"]] = row
+    names = [sequence for _, sequence in groups]
+    problems += [f"{csv}: sequence {name} has two subjects" for name in sorted(set(names)) if names.count(name) > 1]
+    settle(problems, skip_bad_labels)
+    found = []
+    for (subject, sequence), group in groups.items():
+        kept = {frame: row for frame, row in group.items() if row["image"].exists()}
+        missing = tuple((frame, f"no file {row['image']}") for frame, row in group.items() if frame not in kept)
+        labels = np.array([row["labels"] for row in kept.values()]).reshape(-1, len(codes))
+        images = tuple(row["image"] for row in kept.values())
+        found.append(
+            Recording("own", task, tuple(codes), subject, sequence, tuple(kept), labels, images, left_out=missing)
+        )
+    return found
+
+
+@dataclass
+class CsvConfig(CropsConfig):
+    """Options of [`CsvLabels`], beside those of [`CropsConfig`]. Here `data_dir` is the csv file, and must be given.
+
+    Args:
+        task (`str`, *optional*, defaults to `"detection"`): What the labels answer.
+    """
+
+    task: str = "detection"
+
+    def recordings(self) -> list[Recording]:
+        return find_recordings(self.data_dir, self.task, self.skip_bad_labels)
+
+
+class CsvLabels(CropsBuilder):
+    """Pictures and labels of your own."""
+
+    BUILDER_CONFIG_CLASS = CsvConfig
+    BUILDER_CONFIGS = [CsvConfig(name="default")]
+
+    def split_of(self, row: dict) -> str:
+        if self._splits is None:
+            rows = read_csv(Path(self.config.data_dir), self.config.task, [])[1]
+            self._splits = {(row["sequence"], row["frame"]): row["split"] for row in rows}
+        split = self._splits[row["sequence"], row["frame"]]
+        return split or ("test" if in_random_test(row["subject"], 0) else "train")
+
+    _splits: dict[tuple[str, int], str | None] | None = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = preparation_parser("Detect, align and crop the faces that a csv lists; give the csv as --data_dir.")
+    parser.add_argument("--task", default="detection", help="detection, intensity_level or intensity")
+    chosen = parser.parse_args(arguments)
+    run(find_recordings(chosen.data_dir, chosen.task, chosen.skip_bad_labels), chosen, {})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+import math
+
+import pytest
+from dataset_trees import feafa_tree, save, shade, write_auw
+
+from au_llava.action_units import PRESETS
+from au_llava.datasets_scripts import disfa
+from au_llava.datasets_scripts.csv_labels import CsvLabels
+from au_llava.datasets_scripts.feafa import PARTS, Feafa, find_recordings, in_random_test, main, read_auw
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return feafa_tree(tmp_path / "FEAFA")
+
+
+def load(tree, tmp_path, name="paper", **options):
+    builder = Feafa(
+        config_name=name, data_dir=str(tree), cache_dir=str(tmp_path / "cache"), detector="none", **options
+    )
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def test_folds_hold_each_of_the_127_videos_and_27_people_once():
+    videos = [f"PV{n:03d}" for n in range(1, 128)]
+    assert sorted(subject for part in PARTS for subject in part) == videos + sorted(disfa.SUBJECTS)
+    assert [sum(subject.startswith("PV") for subject in part) for part in PARTS] == [42, 42, 43]
+
+
+def test_a_label_file_holds_24_values(tmp_path):
+    problems, values = [], [n / 100 for n in range(24)]
+    assert read_auw(write_auw(tmp_path / "1.auw", values, "  \r\n\r\n"), problems).tolist() == values
+    assert read_auw(write_auw(tmp_path / "2.auw", [1.000001] + [0] * 23), problems)[0] == 1 and not problems
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("0.5 " * 23, ":1: [23] numbers by line; one line of 24 is needed"),
+        ("0.5 " * 24 + "\n" + "0.5 " * 24, ":1: [24, 24] numbers by line"),
+        ("0.5 " * 23 + "1.01", ":1: 1.01 is not in 0 to 1"),
+        ("0.5 " * 23 + "-0.2", ":1: -0.2 is not in 0 to 1"),
+        ("\n" + "0.5 " * 23 + "nan", ":2: nan is not in 0 to 1"),
+        ("0.5 " * 23 + "x", ":1: could not convert string to float: 'x'"),
+        ("", ":1: [] numbers by line"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, text, complaint):
+    path, problems = tmp_path / "00000001.auw", []
+    path.write_text(text)
+    assert read_auw(path, problems) is None
+    assert len(problems) == 1 and problems[0].startswith(f"{path}{complaint}")
+
+
+def test_labels_and_pictures_are_paired_wherever_they_lie(tree):
+    found = {recording.sequence: recording for recording in find_recordings(tree)}
+    assert list(found) == ["PV001", "PV003", "PV008"]
+    assert found["PV001"].numbers == tuple(range(10)) and found["PV001"].left_out == ()
+    assert [round(shade(image)) for _, image, _ in found["PV001"].pictures()] == list(range(10, 110, 10))
+    assert found["PV008"].images[0].name == "3.png"
+    assert found["PV003"].numbers == (0,) and found["PV003"].left_out == ((1, "no picture"), (2, "no label"))
+
+
+def test_the_picture_beside_the_label_comes_first_and_others_are_not_chosen_from(tree):
+    save(tree / "copies" / "PV001" / "00000004.png", 222)
+    save(tree / "copies" / "PV008" / "00000003.png", 222)
+    found = {recording.sequence: recording for recording in find_recordings(tree)}
+    assert found["PV001"].images[4].parent.name == "PV001.output"
+    assert found["PV008"].numbers == () and found["PV008"].left_out[0][1].startswith("two pictures: ")
+
+
+def test_parts_a_and_b(tree, tmp_path):
+    assert [recording.sequence for recording in find_recordings(tree, "B")] == ["SN010"]
+    assert len(find_recordings(tree, "AB")) == 4
+    with pytest.raises(ValueError, match="part 'C'"):
+        find_recordings(tree, "C")
+    with pytest.raises(FileNotFoundError, match="PV001.output"):
+        find_recordings(tree / "pictures")
+
+
+def test_all_problems_are_raised_at_once_or_left_out_on_purpose(tree):
+    bad = write_auw(tree / "FEAFA-A" / "PV001.output" / "00000002.auw", [2.0] * 24)
+    twice = write_auw(tree / "again" / "PV001.output" / "00000005.auw", [0.0] * 24)
+    write_auw(tree / "FEAFA-A" / "PV128.output" / "00000000.auw", [0.0] * 24)
+    with pytest.raises(ValueError) as error:
+        find_recordings(tree)
+    assert f"{bad}:1: 2 is not in 0 to 1" in str(error.value) and "PV128 is no sequence" in str(error.value)
+    assert f"{twice}: a second label file" in str(error.value) and "3 problem(s)" in str(error.value)
+    assert len(find_recordings(tree, skip_bad_labels=True)) == 3
+    kept = find_recordings(tree, skip_bad_labels=True)[0]
+    assert kept.numbers == (0, 1, 3, 4, 6, 7, 8, 9) and (2, "damaged label") in kept.left_out
+
+
+def test_the_random_split_is_four_to_one_and_fixed():
+    tested = [in_random_test(f"PV{n // 500:03d}", n % 500) for n in range(20_000)]
+    assert 0.19 < sum(tested) / len(tested) < 0.21
+    assert tested != [in_random_test(f"PV{n // 500:03d}", n % 500, seed=1) for n in range(20_000)]
+
+
+def test_rows_of_the_papers_split(tree, tmp_path):
+    data = load(tree, tmp_path)
+    rows = {(row["sequence"], row["frame"]): (split, row) for split in data for row in data[split]}
+    assert len(rows) == 12 and all(
+        split == ("test" if in_random_test(*key) else "train") for key, (split, _) in rows.items()
+    )
+    row = rows["PV001", 7][1]
+    assert row["action_units"] == list(PRESETS["feafa"]) and row["labels"] == [0.7] * 24
+    assert row["completion"][0]["content"] == "[" + ", ".join(["0.70"] * 24) + "]"
+    assert (row["dataset"], row["task"], round(shade(row["images"][0]))) == ("feafa", "intensity", 80)
+
+
+def test_subjects_are_in_one_split_only(tree, tmp_path):
+    tested = [set(load(tree, tmp_path, "subject", fold=fold, part="AB")["test"]["subject"]) for fold in (1, 2, 3)]
+    assert tested == [{"PV008", "SN010"}, {"PV003"}, {"PV001"}]
+    with pytest.raises(ValueError, match="no fold 4"):
+        load(tree, tmp_path, "subject", fold=4)
+
+
+def test_prepared_parts_can_be_told_apart_later(tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["--data_dir", str(tree), "--output_dir", str(out), "--detector", "none", "--workers", "1", "--part", "AB"])
+    said = capsys.readouterr().out
+    assert "FEAFA, part A: 99356 frames; here 13 (-99343). PV: 99356 there, 12 here (-99344); SN010: not there" in said
+    for part, count in {"A": 12, "B": 1, "AB": 13}.items():
+        builder = Feafa(config_name="paper", crops_dir=str(out), cache_dir=str(tmp_path / "cache"), part=part)
+        builder.download_and_prepare()
+        assert sum(split.num_examples for split in builder.info.splits.values()) == count
+
+
+def test_a_csv_of_ones_own(tmp_path):
+    for name, value in {"a1": 40, "a2": 80, "b1": 120}.items():
+        save(tmp_path / "faces" / f"{name}.png", value)
+    csv = tmp_path / "labels.csv"
+    csv.write_text(
+        "image,subject,split,AU1,AU12\r\nfaces/a1.png,anna,train,0,1\r\nfaces/a2.png,anna,train,1,\r\n"
+        "faces/b1.png,ben,test,1,1\r\nfaces/gone.png,ben,test,0,0\r\n"
+    )
+
+    def load_csv(**options):
+        builder = CsvLabels(
+            data_dir=str(csv), cache_dir=str(tmp_path / "cache"), crops_dir=str(tmp_path / "crops"), detector="none",
+            **options,
+        )  # fmt: skip
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+    data = load_csv()
+    assert [row["completion"][0]["content"] for row in data["train"]] == ["[0, 1]", "[1]"]
+    assert math.isnan(data["train"][1]["labels"][1]) and data["test"]["subject"][:] == ["ben"]
+    assert '"no file' in (tmp_path / "crops" / "manifest.json").read_text()
+    csv.write_text("image,AU1,AU99\nfaces/a1.png,0,1\n")
+    with pytest.raises(ValueError, match=r"labels.csv:1: the header .*AU99"):
+        load_csv()
+    csv.write_text("image,AU1\nfaces/a1.png,0.5\nfaces/a2.png,1,1\nfaces/b1.png,1\nfaces/b1.png,2\n")
+    with pytest.raises(ValueError, match=r"3 problem(?s:.)*:2: '0.5' is no value of detection"):
+        load_csv()

@@ -1,0 +1,125 @@
+"""The command `au-llava`: Action Units of photographs, for people who do not write Python."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from . import __version__
+from .action_units import PRESETS, TASKS, describe
+
+
+EXIT_CODES = "exit codes: 0 all well, 1 some inputs failed, 2 wrong usage or set-up, 130 interrupted"
+
+
+def parser() -> ArgumentParser:
+    """What the command takes."""
+    top = ArgumentParser("au-llava", description="Recognise facial Action Units (AUs).", epilog=EXIT_CODES)
+    top.add_argument("--version", action="version", version=f"au-llava {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str, epilog: str = EXIT_CODES) -> ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=RawDescriptionHelpFormatter
+        )
+        made.set_defaults(run=run)
+        return made
+
+    def units(made: ArgumentParser) -> None:
+        made.add_argument("--action-units", metavar="AUS", help=f"{', '.join(PRESETS)}, or codes such as AU1,AU12")
+
+    def setup(made: ArgumentParser) -> None:
+        made.add_argument(
+            "--model", metavar="DIR_OR_ID", help="model folder or Hub id (default: the one that comes along)"
+        )
+        detectors = "auto, scrfd, cascade, none (pictures are face crops), or an SCRFD .onnx file (default: auto)"
+        made.add_argument("--detector", default="auto", metavar="NAME", help=detectors)
+        made.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
+
+    made = command("recognize", _recognize, "Recognise Action Units in photographs.", _EXAMPLES)
+    inputs = "pictures, folders, patterns, addresses, or - for a list of them on standard input"
+    made.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
+    made.add_argument("--task", choices=[*TASKS, "all"], help="what to ask (default: detection)")
+    units(made)
+    output = "a .csv, .jsonl or .parquet file, or - for JSON Lines (default: tables to read)"
+    made.add_argument("--output", metavar="FILE", help=output)
+    made.add_argument("--overlay", type=Path, metavar="DIR", help="also draw boxes and bars, a picture for each input")
+    made.add_argument("--openface", action="store_true", help="name the columns as OpenFace 2 does: AU12_c, AU12_r")
+    made.add_argument("--max-faces", type=_positive, metavar="N", help="at most N faces a picture, the largest")
+    made.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="faces at a time (default: 8)")
+    setup(made)
+
+    made = command("demo", _demo, "Recognise Action Units in the example pictures and write a report.")
+    made.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="where to (default: demo)")
+    setup(made)
+
+    made = command("describe", _describe, "Print the text description T that the model is asked with.")
+    made.add_argument("--task", choices=list(TASKS), default="detection", help="(default: detection)")
+    units(made)
+
+    made = command("doctor", _doctor, "Tell what is installed and what is missing, and try it out.")
+    setup(made)
+    return top
+
+
+_EXAMPLES = f"""\
+examples:
+  au-llava recognize portrait.jpg --task all
+  au-llava recognize photos/ --task intensity_level --action-units AU6,AU12 --output smiles.csv --overlay drawn/
+  find . -name '*.png' | au-llava recognize - --output all.parquet
+
+{EXIT_CODES}"""
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+_positive.__name__ = "whole number above 0"  # argparse shows it: "invalid whole number above 0 value: '0'"
+
+
+# torch takes seconds to import; help and describe do without.
+def _recognize(arguments: Namespace) -> int:
+    from .recognize import run
+
+    return run(arguments)
+
+
+def _demo(arguments: Namespace) -> int:
+    from .demo import run
+
+    return run(arguments)
+
+
+def _doctor(arguments: Namespace) -> int:
+    from .doctor import run
+
+    return run(arguments)
+
+
+def _describe(arguments: Namespace) -> int:
+    print(describe(arguments.task, arguments.action_units))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    chosen = parser().parse_args(arguments)
+    try:
+        code = chosen.run(chosen)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted; Python must not write there again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"au-llava: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

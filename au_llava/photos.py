@@ -1,0 +1,166 @@
+"""Photographs in, faces with the answers to several questions out: what every subcommand that recognises shares."""
+
+import hashlib
+import platform
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import __version__, default_checkpoint
+from .action_units import ActionUnit, get_task, select
+from .face_alignment import Face, find_faces, open_image
+from .pipeline_au_llava import FacialActionUnitPipeline
+
+
+Question = tuple[str, list[ActionUnit]]
+
+
+@dataclass
+class Photo:
+    """One picture and what was found in it.
+
+    Args:
+        source: What was asked for: a path, URL, array or PIL image.
+        image: The upright picture; `None` if it could not be opened.
+        faces: Its faces, largest first.
+        answers: One list a question, with one entry a face, as [`FacialActionUnitPipeline`] gives them.
+        error: Why the picture could not be read, in words.
+    """
+
+    source: Any
+    image: Image.Image | None = None
+    faces: list[Face] = field(default_factory=list)
+    answers: list[list[dict]] = field(default_factory=list)
+    error: str | None = None
+
+
+def load_pipeline(model: str | None = None, device: str | None = None) -> FacialActionUnitPipeline:
+    """Load a model folder or Hub id, the checkpoint of the package by default, with this package's own code.
+
+    Raises:
+        ValueError: There is no AU-LLaVA at that place, or its files are damaged.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.utils import logging
+
+    from .configuration_au_llava import AuLlavaConfig
+    from .modeling_au_llava import AuLlavaForConditionalGeneration
+    from .processing_au_llava import AuLlavaProcessor
+
+    logging.disable_progress_bar()
+    AutoConfig.register(
+        "au_llava", AuLlavaConfig, exist_ok=True
+    )  # else transformers asks to run the folder's own code
+    place = model or default_checkpoint()
+    remedy = "give a folder that save_pretrained wrote or the id of an AU-LLaVA on the Hub"
+    try:
+        if Path(place).is_dir() and not Path(place, "config.json").is_file():
+            raise FileNotFoundError("the folder holds no config.json")
+        if not Path(place).is_dir() and (place.count("/") > 1 or place.startswith((".", "/", "~"))):
+            raise FileNotFoundError("there is no such folder")
+        kind = PreTrainedConfig.get_config_dict(place)[0].get("model_type")
+        if kind != "au_llava":
+            raise ValueError(f"{place}: no AU-LLaVA (its config.json says model_type {kind!r}); {remedy}.")
+        network = AuLlavaForConditionalGeneration.from_pretrained(place)
+        return FacialActionUnitPipeline(network, processor=AuLlavaProcessor.from_pretrained(place), device=device)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{place}: no model could be loaded ({reason}); {remedy}.") from error
+
+
+def questions(tasks: Iterable[str], action_units: str | None = None) -> list[Question]:
+    """Each task with its Action Units: those given, else the task's own preset."""
+    return [(get_task(task).name, select(action_units, task)) for task in tasks]
+
+
+def check_detector(detector: str) -> None:
+    """Try the detector on an empty picture, so that a wrong name or a missing model shows before any work."""
+    try:
+        find_faces(Image.new("RGB", (64, 64)), detector)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def recognize(
+    pipe: FacialActionUnitPipeline,
+    sources: Iterable[Any],
+    asked: list[Question],
+    detector: str = "auto",
+    max_faces: int | None = None,
+    batch_size: int = 8,
+) -> Generator[Photo, None, None]:
+    """Find the faces of every picture once and ask each question about them.
+
+    Pictures are opened and searched on a thread of their own while the model works on the ones before. Faces of
+    several pictures share a batch. A picture that cannot be read gives a [`Photo`] with its error; the others go on.
+    """
+
+    def found(source: Any) -> Photo:
+        try:
+            if isinstance(source, str) and Path(source).is_dir():
+                raise ValueError(f"{source}: this folder holds no pictures; check the path.")
+            image = open_image(source)
+            return Photo(source, image, find_faces(image, detector, max_faces))
+        except (OSError, ValueError) as error:
+            return Photo(source, error=str(error))
+
+    waiting: list[Photo] = []
+    for photo in _ahead(map(found, sources)):
+        waiting.append(photo)
+        if sum(len(photo.faces) for photo in waiting) >= batch_size or len(waiting) >= batch_size:
+            yield from _answered(pipe, waiting, asked, batch_size)
+            waiting = []
+    yield from _answered(pipe, waiting, asked, batch_size)
+
+
+def _ahead(items: Iterator[Photo], depth: int = 2) -> Iterator[Photo]:
+    """The items of an iterator, made on another thread, `depth` of them in advance."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque(thread.submit(next, items, None) for _ in range(depth))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, items, None))
+            yield item
+
+
+def _answered(pipe, photos: list[Photo], asked: list[Question], batch_size: int) -> list[Photo]:
+    faces = [face for photo in photos for face in photo.faces]
+    for task, units in asked:
+        answers = iter(pipe.forward(faces, task=task, action_units=units, batch_size=batch_size))
+        for photo in photos:
+            photo.answers.append(pipe.postprocess(photo.faces, [next(answers) for _ in photo.faces], task))
+    return photos
+
+
+def detector_name(faces: list[Face]) -> str:
+    """What found these faces, as people may read it."""
+    if not faces:
+        return "no face found"
+    if faces[0].points:
+        return "SCRFD, crops aligned by five points"
+    return "LBP cascade, crops by box" if faces[0].box else "none: each picture is a face crop"
+
+
+def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
+    """What produces the numbers: model, a checksum of its weights, versions, detector and date."""
+    place = pipe.model.name_or_path
+    weights = Path(place, "model.safetensors")
+    entry = {"model": place}
+    if weights.is_file():
+        with weights.open("rb") as file:
+            entry["weights SHA-256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    entry["parameters"] = f"{pipe.model.num_parameters():,}"
+    entry["device"] = f"{pipe.model.device}, {str(pipe.model.dtype).removeprefix('torch.')}"
+    entry["detector"] = detector
+    packages = ("torch", "transformers", "insightface", "scikit-image", "pillow")
+    versions = [f"{name} {version(name)}" for name in packages]
+    entry["versions"] = ", ".join([f"au-llava {__version__}", *versions, f"Python {platform.python_version()}"])
+    entry["date"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return entry

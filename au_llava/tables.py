@@ -1,0 +1,195 @@
+"""From recognised faces to tables: for a terminal, and as CSV, JSON Lines or Parquet files with described columns."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .action_units import CATALOGUE, get_task
+from .photos import Photo, Question
+
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the output: what it is called, what it means, and where a row's value comes from."""
+
+    name: str
+    type: str  # "string", "int64" or "float64"
+    unit: str
+    range: str
+    description: str
+    value: Callable[[dict], Any]
+
+
+def _own(name: str, type: str, unit: str, range: str, description: str) -> Column:
+    return Column(name, type, unit, range, description, lambda row: row.get(name))
+
+
+_PLACE = (
+    _own("file", "string", "", "", "The input, as it was given or found"),
+    _own("frame", "int64", "frame", "0 and up", "Number of the video frame; empty for a photograph"),
+    _own("time", "float64", "second", "0 and up", "When the video frame is shown; empty for a photograph"),
+    _own("face", "int64", "", "1 and up", "The face: largest first in a photograph, the same person along a video"),
+    *(
+        _own(
+            f"box_{side}", "float64", "pixel", "inside the picture", f"{text} of the face's box in the upright picture"
+        )
+        for side, text in (("x0", "Left"), ("y0", "Top"), ("x1", "Right"), ("y1", "Bottom"))
+    ),
+    _own("detection_score", "float64", "", "0 to 1", "The face detector's confidence; empty if it gives none"),
+    _own("status", "string", "", "ok, no face, failed", "Whether the row holds a face"),
+    _own("error", "string", "", "", "Why the input failed"),
+)
+
+
+def columns(asked: list[Question]) -> list[Column]:
+    """The output's columns: place and status of the face, then three for each task and Action Unit."""
+    chosen = list(_PLACE)
+    for task, units in asked:
+        low, high = get_task(task).texts[0], get_task(task).texts[-1]
+        for unit in units:
+            key, type = f"{unit.code}_{task}", "float64" if "." in low else "int64"
+            scale, about = get_task(task).answer, f"{unit.name} ({task.replace('_', ' ')})"
+            mean = f"Mean of the model's distribution: {about}; where answers are 0 or 1, the probability of 1"
+            chosen += [
+                _own(key, type, scale, f"{low} to {high}", f"The model's answer: {about}"),
+                _own(f"{key}_probability", "float64", "probability", "0 to 1", f"Of the model's answer: {about}"),
+                _own(f"{key}_expected", "float64", scale, f"{low} to {high}", mean),
+            ]
+    return chosen
+
+
+def openface_columns(asked: list[Question]) -> list[Column]:
+    """The same rows under OpenFace 2's names, as far as they can be mapped.
+
+    `AU12_c` is the answer of `detection`; `AU12_r`, 0 to 5, the expected value of `intensity_level`. Units that are
+    not of FACS have no name in OpenFace and are left out.
+    """
+    chosen = [
+        Column("frame", "int64", "frame", "1 and up", "Video frame", lambda row: (row.get("frame") or 0) + 1),
+        Column("face_id", "int64", "", "0 and up", "The face", lambda row: row.get("face") and row["face"] - 1),
+        Column("timestamp", "float64", "second", "0 and up", "Time in the video", lambda row: row.get("time") or 0.0),
+        Column("confidence", "float64", "", "0 to 1", "detection_score", lambda row: row.get("detection_score")),
+        Column("success", "int64", "", "0 or 1", "1 if there is a face", lambda row: int(row["status"] == "ok")),
+    ]
+    for task, source, suffix, type, range in (
+        ("intensity_level", "_expected", "r", "float64", "0 to 5"),
+        ("detection", "", "c", "int64", "0 or 1"),
+    ):
+        for unit in [unit for name, units in asked if name == task for unit in units]:
+            if unit.code.removeprefix("AU").isdecimal():
+                name, key = f"AU{int(unit.code.removeprefix('AU')):02d}_{suffix}", f"{unit.code}_{task}{source}"
+                chosen.append(replace(_own(key, type, "", range, f"{key}, {unit.name}"), name=name))
+    return [*chosen, *_PLACE[:1], *_PLACE[4:8], *_PLACE[9:]]
+
+
+def rows(photo: Photo, name: str) -> list[dict]:
+    """One row for each face of a photograph, or one that says why there is none."""
+    if photo.error:
+        return [{"file": name, "status": "failed", "error": photo.error}]
+    if not photo.faces:
+        return [{"file": name, "status": "no face"}]
+    return [
+        row(entries, place) | {"file": name, "status": "ok"}
+        for place, entries in enumerate(zip(*photo.answers, strict=True), 1)
+    ]
+
+
+def row(entries: Iterable[dict], face: int) -> dict:
+    """The columns of one face, from its entries in the pipeline's results for each task."""
+    values: dict[str, Any] = {"face": face}
+    for entry in entries:
+        values["detection_score"] = entry["score"]
+        values |= zip(("box_x0", "box_y0", "box_x1", "box_y1"), entry["box"] or (), strict=False)
+        for code, unit in entry["action_units"].items():
+            key = f"{code}_{entry['task']}"
+            values |= {key: unit["value"], f"{key}_probability": unit["probability"]}
+            values[f"{key}_expected"] = unit["expected_value"]
+    return values
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_table(path: Path, rows: Iterable[dict], chosen: list[Column], about: dict) -> None:
+    """Write rows to a `.csv`, `.jsonl` or `.parquet` file, and the columns' meaning to `.columns.json` beside it."""
+    named = ({column.name: column.value(row) for column in chosen} for row in rows)
+    with replaced(path) as draft:
+        if path.suffix == ".parquet":
+            _write_parquet(draft, named, chosen)
+        else:
+            with draft.open("w", encoding="utf-8", newline="") as file:
+                if path.suffix == ".csv":
+                    writer = csv.DictWriter(file, [column.name for column in chosen], lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(named)
+                else:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
+    with replaced(path.with_name(path.name + ".columns.json")) as draft:
+        meaning = [{k: v for k, v in asdict(column).items() if k != "value"} for column in chosen]
+        draft.write_text(json.dumps({"columns": meaning, "produced by": about}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, named: Iterable[dict], chosen: list[Column]) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pyarrow.schema(
+        [
+            pyarrow.field(c.name, c.type, metadata={"unit": c.unit, "range": c.range, "description": c.description})
+            for c in chosen
+        ]
+    )
+    named = iter(named)
+    with ParquetWriter(path, schema) as writer:
+        while group := list(islice(named, 10_000)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def text_table(entries: list[dict]) -> str:
+    """One face as plain text: a line for each Action Unit, a column for each task.
+
+    Args:
+        entries (`list[dict]`): The face's entries in the pipeline's results, one a task.
+    """
+    names = {code: unit["name"] for entry in entries for code, unit in entry["action_units"].items()}
+    heads = []
+    for entry in entries:
+        chosen = get_task(entry["task"])
+        heads.append(
+            "present (probability)" if len(chosen.values) == 2 else
+            f"{chosen.name.replace('_', ' ')} {chosen.values[0]:g}-{chosen.values[-1]:g} (mean)"
+        )  # fmt: skip
+    lines = [["code", "name", *heads]]
+    catalogue = list(CATALOGUE)
+    for code in sorted(names, key=lambda code: catalogue.index(code) if code in catalogue else len(catalogue)):
+        lines.append(
+            [code, names[code], *(_cell(entry["action_units"].get(code), entry["task"]) for entry in entries)]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cell(unit: dict | None, task: str) -> str:
+    if unit is None:
+        return "."
+    chosen = get_task(task)
+    answer = ("no ", "yes")[unit["value"]] if len(chosen.values) == 2 else chosen.write(unit["value"])
+    return f"{answer} ({unit['expected_value']:.2f})"

@@ -1,0 +1,336 @@
+"""The command line: what goes in, what comes out, and what is left when something goes wrong."""
+
+import copy
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_model
+from PIL import Image
+from pyarrow import parquet
+from skimage.data import astronaut
+
+from au_llava.__main__ import main
+from au_llava.action_units import PRESETS, TASKS, describe, select
+from au_llava.demo import ASTRONAUT, pictures
+from au_llava.journal import Journal
+from au_llava.photos import load_pipeline
+from au_llava.recognize import expand
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, tokenizer, processor):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Three pictures, two of them below a folder, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(("in/a.png", "in/sub/b.jpg", "in/sub/c.JPEG")):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 255, (60, 50, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((200, 240)).save(name)
+    return ["in/a.png", "in/sub/b.jpg", "in/sub/c.JPEG"]
+
+
+@pytest.fixture
+def au(folder, capsys):
+    """Run `au-llava` here; its exit code, standard output and standard error."""
+
+    def run(*arguments, model=folder, detector="none"):
+        code = main([*arguments, "--model", model, "--detector", detector])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_describe_prints_the_text_description(capsys):
+    assert main(["describe", "--task", "intensity", "--action-units", "FEAFA1,FEAFA2"]) == 0
+    assert capsys.readouterr().out == describe("intensity", "FEAFA1,FEAFA2") + "\n"
+
+
+@pytest.mark.parametrize("command", [[], ["recognize"], ["demo"], ["describe"], ["doctor"]])
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0 and "exit codes" in capsys.readouterr().out
+
+
+def test_a_table_to_read(au, photos):
+    code, out, _ = au("recognize", photos[0], "--task", "all")
+    assert code == 0
+    lines = out.strip().splitlines()
+    assert lines[0] == "in/a.png, face 1 of 1, the whole picture"
+    asked = {unit.code for task in TASKS for unit in select(None, task)}
+    assert {line.split()[0] for line in lines[2:]} == asked
+    assert re.search(
+        r"^AU12 +Lip Corner Puller +(yes|no ) \([01]\.\d\d\) +[0-5] \([0-5]\.\d\d\) +\.$", out, re.MULTILINE
+    )
+    assert re.search(r"^FEAFA9 +Jaw Drop +\. +\. +[01]\.\d\d \([01]\.\d\d\)$", out, re.MULTILINE)
+
+
+def test_all_formats_hold_what_the_pipeline_answers(au, folder, photos):
+    for name in ("t.csv", "t.jsonl", "t.parquet"):
+        assert (
+            au("recognize", "in", "--task", "intensity_level", "--action-units", "AU1,AU12", "--output", name)[0] == 0
+        )
+    lines = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
+    assert lines == parquet.read_table("t.parquet").to_pylist()
+    assert [{k: "" if v is None else str(v) for k, v in line.items()} for line in lines] == read("t.csv")
+
+    answers = load_pipeline(folder)(photos, task="intensity_level", action_units="AU1,AU12", detector="none")
+    assert [line["file"] for line in lines] == photos
+    for line, [face] in zip(lines, answers, strict=True):
+        assert line["status"] == "ok" and line["face"] == 1 and line["box_x0"] is None
+        for code, unit in face["action_units"].items():
+            assert line[f"{code}_intensity_level"] == unit["value"]
+            assert line[f"{code}_intensity_level_probability"] == pytest.approx(unit["probability"], abs=1e-4)
+            assert line[f"{code}_intensity_level_expected"] == pytest.approx(unit["expected_value"], abs=1e-4)
+
+
+def test_every_column_is_described(au, photos):
+    au("recognize", photos[0], "--task", "all", "--output", "t.parquet")
+    told = json.loads(Path("t.parquet.columns.json").read_text())
+    schema = parquet.read_schema("t.parquet")
+    assert [column["name"] for column in told["columns"]] == schema.names
+    assert [column["type"].replace("float64", "double") for column in told["columns"]] == [
+        str(t) for t in schema.types
+    ]
+    by_name = {column["name"]: column for column in told["columns"]}
+    assert by_name["AU12_intensity_level"]["range"] == "0 to 5"
+    assert by_name["FEAFA3_intensity"]["range"] == "0.00 to 1.00"
+    assert "Lip Corner Puller" in by_name["AU12_detection"]["description"]
+    assert by_name["time"]["unit"] == "second" and by_name["box_x0"]["unit"] == "pixel"
+    assert "transformers" in told["produced by"]["versions"] and len(told["produced by"]["weights SHA-256"]) == 16
+    assert schema.field("time").metadata[b"unit"] == b"second"
+
+
+def test_bad_inputs_are_reported_and_lose_nothing(au, photos):
+    Path("in/broken.png").write_bytes(Path("in/a.png").read_bytes()[:300])
+    Path("in/zero.jpg").touch()
+    Path("nothing").mkdir()
+    code, _, err = au("recognize", "in", "missing.png", "nothing", "*.tiff", "--output", "t.csv")
+    assert code == 1
+    rows = {row["file"]: row for row in read("t.csv")}
+    failed = {"in/broken.png", "in/zero.jpg", "missing.png", "nothing", "*.tiff"}
+    assert set(rows) == failed | set(photos)
+    for name, row in rows.items():
+        assert (row["status"], name in row["error"]) == (("failed", True) if name in failed else ("ok", False))
+        assert name not in failed or name in err
+    assert all(rows[name]["AU12_detection"] in ("0", "1") for name in photos)
+
+
+def test_a_picture_without_a_face_is_no_failure(au, photos):
+    Image.new("RGB", (120, 120), "#7f7f7f").save("grey.png")
+    code, out, _ = au("recognize", "grey.png", detector="cascade")
+    assert code == 0 and out == "grey.png: no face found\n\n"
+    au("recognize", "grey.png", "--output", "t.csv", detector="cascade")
+    [row] = read("t.csv")
+    assert row["status"] == "no face" and row["face"] == "" and row["AU12_detection"] == ""
+
+
+def test_a_real_photograph(au, photos):
+    Image.fromarray(astronaut()).save("astronaut.png")
+    code, out, _ = au("recognize", "astronaut.png", "--max-faces", "1", "--overlay", "drawn", "--output", "-",
+                      detector="cascade")  # fmt: skip
+    row = json.loads(out)
+    x0, y0, x1, y1 = (row[f"box_{side}"] for side in ("x0", "y0", "x1", "y1"))
+    assert code == 0 and x0 < 224 < x1 and y0 < 110 < y1 and x1 - x0 < 200
+    with Image.open("drawn/astronaut.png.png") as drawn:
+        assert drawn.width == 560 and drawn.height > 700
+
+
+def test_inputs_are_found_everywhere_once(photos, monkeypatch):
+    Path("in/.hidden.png").touch()
+    Path("in/notes.txt").touch()
+    Path("in/drawn").mkdir()
+    Path("in/drawn/a.png").touch()
+    assert expand(["in"], Path("in/drawn")) == photos
+    assert expand(["in/**/*.jp*g", "in/a.png", "in/a.png"]) == ["in/sub/b.jpg", "in/a.png"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.png\n\n  in/sub\nhttps://example.org/x?y=1\n"))
+    assert expand(["-"]) == [*photos, "https://example.org/x?y=1"]
+
+
+def test_overlays_of_equal_names_do_not_meet(au, photos):
+    Image.new("RGB", (50, 50)).save("in/sub/a.png")
+    Image.new("RGB", (50, 50)).save("in/sub/a.jpg")
+    assert au("recognize", "in", "--overlay", "drawn", "--output", "t.csv")[0] == 0
+    drawn = {str(path.relative_to("drawn")) for path in Path("drawn").rglob("*.png")}
+    assert drawn == {"a.png.png", "sub/a.png.png", "sub/a.jpg.png", "sub/b.jpg.png", "sub/c.JPEG.png"}
+
+
+def test_openface_columns(au, photos):
+    code, out, err = au("recognize", photos[0], "--openface", "--action-units", "AU1,AU12,FEAFA3", "--output", "-")
+    row = json.loads(out)
+    assert code == 0
+    assert list(row)[:9] == [
+        "frame",
+        "face_id",
+        "timestamp",
+        "confidence",
+        "success",
+        "AU01_r",
+        "AU12_r",
+        "AU01_c",
+        "AU12_c",
+    ]
+    assert row["frame"] == 1 and row["face_id"] == 0 and row["success"] == 1
+    assert row["AU12_c"] in (0, 1) and 0 <= row["AU12_r"] <= 5
+    assert "AU12_r = AU12_intensity_level_expected" in err and "FEAFA3 (detection)" in err
+    assert len(json.loads(au("recognize", photos[0], "--openface", "--output", "-")[1])) == 12 + 12 + 12
+
+    code, _, err = au("recognize", photos[0], "--openface", "--task", "intensity")
+    assert code == 2 and "--task intensity" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--action-units", "AU99"], "AU99"),
+        (["--action-units", "AU1,AU1"], "more than once"),
+        (["--output", "t.xlsx"], ".parquet"),
+        (["--detector", "magic"], "magic"),
+        (["--model", "no/such/folder"], "no such folder"),
+        (["--model", "in"], "config.json"),
+        (["--model", "other"], "'llama'"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(photos, folder, capsys, arguments, told):
+    Path("other").mkdir()
+    Path("other/config.json").write_text('{"model_type": "llama"}')
+    assert main(["recognize", photos[0], "--model", folder, "--detector", "none", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("au-llava: ") and err.count("\n") == 1
+    assert not list(Path().glob("t.*"))
+
+
+@pytest.mark.parametrize("arguments", [["--task", "smile"], ["--batch-size", "0"], []])
+def test_argparse_refuses(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["recognize", *arguments])
+    assert stop.value.code == 2
+
+
+def test_damaged_weights_are_one_clear_error(au, photos, folder, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for path in Path(folder).iterdir():
+        data = path.read_bytes()
+        (bad / path.name).write_bytes(data[:1000] if path.suffix == ".safetensors" else data)
+    code, _, err = au("recognize", photos[0], model=str(bad))
+    assert code == 2 and str(bad) in err and err.count("\n") == 1
+
+
+def start(folder, *arguments, **pipes):
+    command = [
+        sys.executable,
+        "-m",
+        "au_llava",
+        "recognize",
+        "in",
+        "--model",
+        folder,
+        "--detector",
+        "none",
+        *arguments,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **pipes)
+
+
+def test_an_interrupted_job_goes_on_and_ends_with_the_same_table(au, folder, photos):
+    for index in range(400):
+        Image.new("RGB", (60, 60), (index % 256, 90, 20)).save(f"in/sub/{index:03d}.png")
+    job = start(folder, "--task", "all", "--output", "t.jsonl", "--batch-size", "1")
+    journal = Path("t.jsonl.partial")
+    until = time.monotonic() + 60
+    while (not journal.exists() or journal.read_bytes().count(b"\n") < 3) and time.monotonic() < until:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 130 and "goes on from there" in err and "Traceback" not in err
+    assert sorted(path.name for path in Path().glob("*t.jsonl*")) == ["t.jsonl.partial"]
+    done = journal.read_bytes().count(b"\n") - 1
+    assert 0 < done < 403
+
+    for path in sorted(Path("in/sub").glob("*.png"))[10:]:  # fewer are enough from here on
+        if path.name.encode() not in journal.read_bytes():
+            path.unlink()
+    code, _, err = au("recognize", "in", "--task", "all", "--output", "t.jsonl", "--batch-size", "1")
+    assert code == 0 and f"{done} of" in err and not journal.exists()
+    assert au("recognize", "in", "--task", "all", "--output", "u.jsonl", "--batch-size", "1")[0] == 0
+    assert sorted(Path("t.jsonl").read_text().splitlines()) == sorted(Path("u.jsonl").read_text().splitlines())
+
+
+def test_a_reader_that_leaves_early_is_no_error_to_shout_about(folder, photos):
+    for index in range(20):
+        Image.new("RGB", (60, 60), (index, 90, 20)).save(f"in/{index}.png")
+    job = start(folder, "--output", "-", "--batch-size", "1", stdout=subprocess.PIPE)
+    assert json.loads(job.stdout.readline())["status"] == "ok"
+    job.stdout.close()
+    assert job.wait(timeout=60) == 1
+    assert "Traceback" not in job.stderr.read()
+
+
+def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
+    path, settings = tmp_path / "j", {"model": "ü"}
+    journal = Journal(path, settings)
+    journal.add("a", [{"status": "ok", "x": 1}, {"status": "ok", "x": 2}])
+    journal.add("bé", [{"status": "failed"}])
+    journal.close()
+    whole = path.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        again = Journal(path, settings)
+        assert list(again.done) == ["a", "bé"][: max(0, sum(end <= cut for end in ends) - 1)]
+        again.add("c", [{"status": "ok", "x": 3}])
+        assert [row.get("x") for row in again.rows({"a", "c"})] == ([1, 2] if "a" in again.done else []) + [3]
+        again.close()
+    path.write_bytes(whole)
+    assert Journal(path, {"model": "other"}).done == {}
+
+
+def test_demo_prints_tables_and_writes_one_self_contained_page(au, tmp_path):
+    shown = pictures()
+    assert len(shown) >= 4 and ASTRONAUT in shown
+    code, out, err = au("demo", "--output", str(tmp_path / "demo"))
+    assert code == 0 and "report.html" in err
+    page = (tmp_path / "demo/report.html").read_text()
+    for name in shown:
+        assert f"{name}, face 1 of 1" in out and f"<h2>{name}</h2>" in page
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["report.html"]
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(|@import|<script""", page)
+    assert len(links) == 1 + 2 * len(shown) and all(link.startswith("data:") for link in links)
+    for task, preset in (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "feafa")):
+        assert page.count(f"({preset.upper()}'s)") == len(shown)
+        assert page.count('<th class="code" scope="row">FEAFA24<') == len(shown)
+        assert describe(task).splitlines()[-1] in page
+    rows = page.count('scope="row"')
+    assert rows == len(shown) * sum(len(PRESETS[preset]) for preset in ("bp4d", "disfa", "feafa"))
+    assert "weights SHA-256" in page and "transformers" in page
+
+
+def test_doctor_tells_what_works_and_how_to_mend(au):
+    code, out, _ = au("doctor")
+    assert code == 0 and "48 answers to 3 questions" in out and "torch" in out
+    code, out, _ = au("doctor", model="no/such/folder")
+    assert code == 1 and "FAILED  model" in out and "save_pretrained" in out and "ok      faces" in out

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from au_llava.demo import ASTRONAUT, pictures
 from au_llava.journal import Journal
 from au_llava.photos import load_pipeline
 from au_llava.recognize import expand
+
+
+PAGE = (ROOT / "docs/command_line.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -334,3 +339,29 @@ def test_doctor_tells_what_works_and_how_to_mend(au):
     assert code == 0 and "48 answers to 3 questions" in out and "torch" in out
     code, out, _ = au("doctor", model="no/such/folder")
     assert code == 1 and "FAILED  model" in out and "save_pretrained" in out and "ok      faces" in out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the guide's commands speak of."""
+    path = tmp_path_factory.mktemp("guide")
+    for name in ("portrait.jpg", "photos/a.jpg", "more/b/c.png", "crops/d.jpg"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(ROOT / "examples/smile.jpg") as picture:
+            picture.resize((160, 160)).save(path / name)
+    return path
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_guide_s_commands_run(place, folder, monkeypatch, line):
+    monkeypatch.chdir(place)
+    *feed, command = line.split(" | ")
+    if feed:
+        listed = subprocess.run(shlex.split(feed[0]), capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    name, *arguments = shlex.split(command)
+    assert name == "au-llava"
+    model = [] if arguments[0] == "describe" else ["--model", folder]
+    assert main([*arguments, *model]) == 0
+    if "--output" in arguments:
+        assert (place / arguments[arguments.index("--output") + 1]).is_file()

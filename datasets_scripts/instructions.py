@@ -185,6 +185,8 @@ def make_row(image, labels: Labels, task: str, sample: dict, **origin) -> dict:
 class FreshSamples:
     """Makes a new question, on a newly augmented picture, each time a row is read: for `Dataset.with_transform`.
 
+    Rows need no `prompt` and `completion` of their own, so it also takes prepared crops as they lie in their shards.
+
     Random numbers come from numpy's global generator, because `transformers` seeds it, gives each worker process its
     own, and restores it when a training run is resumed.
 
@@ -210,7 +212,7 @@ class FreshSamples:
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         fresh = [self._row(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)]
-        return {name: [row[name] for row in fresh] for name in rows}
+        return {name: [row[name] for row in fresh] for name in fresh[0]}
 
     def _row(self, row: dict) -> dict:
         generator = np.random.default_rng(np.random.randint(2**31))

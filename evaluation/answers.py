@@ -14,6 +14,7 @@ class Answers:
 
     Args:
         task (`str`): `detection`, `intensity_level` or `intensity`.
+        split (`str`): `test`, `validation` or `train`.
         action_units (`list[str]`): Codes of the columns.
         samples, subjects (`numpy.ndarray` of shape `(samples,)`): Names of pictures and of the people in them.
         folds (`numpy.ndarray` of shape `(samples,)`): Test folds, from 1; 0 for a single test split.
@@ -26,6 +27,7 @@ class Answers:
     """
 
     task: str
+    split: str
     action_units: list[str]
     samples: np.ndarray
     subjects: np.ndarray
@@ -72,6 +74,7 @@ def read_answers(path: str | Path) -> dict[str, Answers]:
         group_rows = [dict(row) for row in part["groups"].to_pylist()]
         answers[task] = Answers(
             task=task,
+            split=part["split"][0].as_py(),
             action_units=units,
             samples=np.array(part["sample"].to_pylist()),
             subjects=np.array(part["subject"].to_pylist()),

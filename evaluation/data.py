@@ -48,6 +48,7 @@ class EvaluationSet:
 
     Args:
         name (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
+        split (`str`): `test`, `validation` or `train`.
         images (`datasets.Dataset`): One column of aligned face crops, decoded when read.
         samples (`list[str]`): A name for each picture, the same on every machine.
         subjects (`list[str]`): Who is in it; intervals resample these.
@@ -57,6 +58,7 @@ class EvaluationSet:
     """
 
     name: str
+    split: str
     images: datasets.Dataset
     samples: list[str]
     subjects: list[str]
@@ -74,7 +76,7 @@ class EvaluationSet:
 
     def fingerprint(self) -> str:
         """The same for the same pictures and labels, and else another."""
-        digest = hashlib.sha256("\n".join([self.name, *self.samples]).encode())
+        digest = hashlib.sha256("\n".join([self.name, self.split, *self.samples]).encode())
         for labels in self.labels.values():
             digest.update(labels.tobytes())
         for file in self.images.cache_files:  # the folder is named after the content of the data files
@@ -139,6 +141,7 @@ def read_set(
         labels = {"detection": present} | labels
     return EvaluationSet(
         name=dataset,
+        split=split,
         images=rows.select_columns(["images"]),
         samples=[f"{sequence}/{frame}" for sequence, frame in zip(rows["sequence"], rows["frame"], strict=True)],
         subjects=list(rows["subject"]),
@@ -163,6 +166,7 @@ def _read_synthetic(data_dir: str | Path, split: str, limit: int | None) -> Eval
 
     return EvaluationSet(
         name="synthetic",
+        split=split,
         images=rows.select_columns(["image"]),
         samples=[f"{identity}/{index}" for identity, index in zip(rows["identity"], rows["index"], strict=True)],
         subjects=list(rows["identity"]),

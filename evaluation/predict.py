@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
     {
         "sample": pa.string(),
         "subject": pa.string(),
+        "split": pa.string(),
         "fold": pa.int32(),
         "groups": pa.map_(pa.string(), pa.string()),
         "task": pa.string(),
@@ -135,6 +136,7 @@ def _ask(evaluation_set: EvaluationSet, task: str, rows: list[int], model, proce
                 {
                     "sample": evaluation_set.samples[row],
                     "subject": evaluation_set.subjects[row],
+                    "split": evaluation_set.split,
                     "fold": evaluation_set.folds[row],
                     "groups": list(evaluation_set.groups[row].items()),
                     "task": task,

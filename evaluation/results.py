@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy
@@ -12,34 +13,48 @@ import transformers
 from au_llava import __version__
 
 from .answers import Answers
+from .calibration import apply, reliability
 from .data import PROTOCOLS
 from .published import PUBLISHED
 from .scores import score
 
 
-def summarise(answers: dict[str, Answers], settings: dict, command: str, resamples: int = 1000) -> dict:
+def summarise(
+    answers: dict[str, Answers], settings: dict, command: str, calibration: dict | None = None, resamples: int = 1000
+) -> dict:
     """Score every task, and note model, data, versions and command.
 
     Args:
         answers (`dict[str, Answers]`): From [`read_answers`].
         settings (`dict`): What was evaluated; kept as it is. `dataset` and `protocol` are looked up.
         command (`str`): The command line that repeats it.
+        calibration (`dict`, *optional*): From [`calibration.load`]; adds a row and reliability after calibration.
         resamples (`int`): Of people, for the intervals.
     """
+    tasks = {}
+    for task, raw in answers.items():
+        fitted = (calibration or {}).get(task)
+        calibrated = apply(raw, fitted) if fitted else None
+        tasks[task] = score(raw, calibrated, resamples) | {
+            "published": _published(settings["dataset"], task),
+            "calibration": {
+                "fitted": fitted,
+                "before": reliability(raw),
+                "after": reliability(calibrated) if calibrated else None,
+            },
+        }
     return {
         "settings": settings,
         "protocol": PROTOCOLS[settings["dataset"], settings["protocol"]],
         "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": {
             "au_llava": __version__,
             "numpy": numpy.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "tasks": {
-            task: score(answer, resamples) | {"published": _published(settings["dataset"], task)}
-            for task, answer in answers.items()
-        },
+        "tasks": tasks,
     }
 
 

@@ -15,6 +15,7 @@ from .answers import Answers
 
 _METRICS = Path(__file__).resolve().parent.parent / "metrics"
 MODEL = "AU-LLaVA"
+CALIBRATED = {True: f"{MODEL}, fitted thresholds", False: f"{MODEL}, calibrated expected value"}
 
 
 @cache
@@ -27,18 +28,27 @@ def is_detection(task: str) -> bool:
     return len(get_task(task).texts) == 2
 
 
-def score(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict:
+def score(answers: Answers, calibrated: Answers | None = None, resamples: int = bootstrap.RESAMPLES) -> dict:
     """Everything that `results.json` says about one task.
 
+    Args:
+        answers ([`Answers`]): As the model gave them.
+        calibrated ([`Answers`], *optional*): As the calibrated model gives them: one more row.
+        resamples (`int`): Of people, for the intervals.
+
     Returns:
-        `dict`: `action_units`, `samples`, `subjects`, `folds`, `unknown`, `base_rate` by unit, and `rows`: for the
-        model's answer, its expected value, and each baseline what [`score_row`] gives.
+        `dict`: `action_units`, `samples`, `subjects`, `folds`, `unknown`, `base_rate` by unit, `rows`: for the
+        model's answer, its expected value, and each baseline what [`score_row`] gives, and `groups`.
     """
-    rows = {}
-    for name, values in _rows(answers).items():
-        # A baseline is quite sure of what it says, and says the same of every picture.
-        probabilities = answers.expected_values if name == MODEL else values
-        rows[name] = score_row(answers, values, probabilities, resamples)
+    # A baseline is quite sure of what it says, and says the same of every picture.
+    rows = {
+        name: score_row(answers, values, answers.expected_values if name == MODEL else values, resamples)
+        for name, values in _rows(answers).items()
+    }
+    if calibrated is not None:
+        values = calibrated.values if is_detection(answers.task) else calibrated.expected_values
+        row = score_row(answers, values, calibrated.expected_values, resamples)
+        rows = {MODEL: rows.pop(MODEL), CALIBRATED[is_detection(answers.task)]: row} | rows
     seen = ~np.isnan(answers.labels)
     present = np.where(seen, answers.labels > 0, False).sum(0) / np.maximum(seen.sum(0), 1)
     return {
@@ -49,7 +59,24 @@ def score(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict:
         "unknown": int((~seen).sum()),
         "base_rate": dict(zip(answers.action_units, present.round(6).tolist(), strict=True)),
         "rows": rows,
+        "groups": group_scores(answers, resamples),
     }
+
+
+def group_scores(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict[str, dict[str, dict]]:
+    """The model's scores on each group of pictures: by what is known of them, then by group.
+
+    Returns:
+        `dict`: E.g. `["skin"]["dark"]`, with `samples` and `mean` as in [`score_row`].
+    """
+    found = {}
+    for name, column in answers.groups.items():
+        found[name] = {}
+        for group in np.unique(column):
+            part = answers.take(column == group)
+            row = score_row(part, part.values, part.expected_values, resamples)
+            found[name][str(group)] = {"samples": len(part.samples), "mean": row["mean"]}
+    return found
 
 
 def _rows(answers: Answers) -> dict[str, np.ndarray]:

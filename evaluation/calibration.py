@@ -1,0 +1,160 @@
+"""Make a model's probabilities mean what they say: a temperature for each task, a threshold for each Action Unit.
+
+Both are fitted on the validation split and nothing else, and are stored with the model's processor, as
+`{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1}, ...}`.
+
+A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler. It
+never changes which value is the most probable; thresholds do change which Action Units count as present.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from au_llava.action_units import get_task
+
+from .answers import Answers
+from .scores import is_detection
+
+
+BINS = 15
+
+
+def fit(answers: dict[str, Answers]) -> dict[str, dict]:
+    """Fit temperatures and thresholds.
+
+    Args:
+        answers (`dict[str, Answers]`): By task, about the validation split.
+
+    Raises:
+        ValueError: The answers are about another split: thresholds chosen on test data would flatter the model.
+    """
+    fitted = {}
+    for task, answer in answers.items():
+        if answer.split != "validation":
+            raise ValueError(
+                f"Calibration needs the split 'validation', but these answers are about {answer.split!r}."
+            )
+        temperature = round(fit_temperature(answer), 4)
+        fitted[task] = {"temperature": temperature}
+        if is_detection(task):
+            probability = apply(answer, fitted[task]).expected_values
+            fitted[task]["thresholds"] = {
+                unit: fit_threshold(answer.labels[:, column], probability[:, column])
+                for column, unit in enumerate(answer.action_units)
+            }
+    return fitted
+
+
+def fit_temperature(answers: Answers) -> float:
+    """The temperature, 0.05 to 20, under which the labels are most likely."""
+    seen = ~np.isnan(answers.labels)
+    log_probability = np.log(answers.distributions[seen].clip(1e-12))
+    chosen = nearest(answers.labels[seen], answers.task)
+
+    def surprise(log_temperature: float) -> float:
+        scaled = log_probability / np.exp(log_temperature)
+        scaled -= scaled.max(1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(1)) - np.take_along_axis(scaled, chosen[:, None], 1)[:, 0]).mean())
+
+    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def fit_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
+    """The threshold on the probability of presence with the best F1; 0.5 where no label is positive.
+
+    Between two neighbouring probabilities the middle is taken.
+
+    >>> fit_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.9]))
+    0.25
+    """
+    seen = ~np.isnan(labels)
+    labels, probability = labels[seen], probability[seen]
+    if not (labels == 1).any():
+        return 0.5
+    order = np.argsort(-probability, kind="stable")
+    ranked, hits = probability[order], np.cumsum(labels[order] == 1)
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+    last_of_ties = np.append(ranked[1:] < ranked[:-1], True)
+    best = int(np.where(last_of_ties, f1, -1).argmax())
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return round(float((ranked[best] + below) / 2), 6)
+
+
+def apply(answers: Answers, fitted: dict) -> Answers:
+    """The answers that a calibrated model gives.
+
+    Args:
+        answers ([`Answers`]): As the model gave them.
+        fitted (`dict`): `temperature` and, for `detection`, `thresholds`, as [`fit`] gives them for the task.
+    """
+    values = np.array(get_task(answers.task).values)
+    scaled = np.log(answers.distributions.clip(1e-12)) / fitted["temperature"]
+    scaled = np.exp(scaled - scaled.max(-1, keepdims=True))
+    distributions = scaled / scaled.sum(-1, keepdims=True)
+    expected = distributions @ values
+    chosen = answers.values
+    if "thresholds" in fitted:
+        thresholds = [fitted["thresholds"].get(unit, 0.5) for unit in answers.action_units]
+        chosen = (expected >= np.array(thresholds)).astype(float)
+    return replace(answers, distributions=distributions, expected_values=expected, values=chosen)
+
+
+def nearest(labels: np.ndarray, task: str) -> np.ndarray:
+    """Which of the task's values each label is: integers, the nearest one where it lies between two."""
+    values = get_task(task).values
+    return np.rint((labels - values[0]) / (values[-1] - values[0]) * (len(values) - 1)).astype(int)
+
+
+def reliability(answers: Answers) -> dict:
+    """How far probabilities and frequencies lie apart, over all Action Units together.
+
+    For `detection` the probability is that of presence; for the other tasks it is that of the most probable value, and
+    what is counted is whether it was the right one.
+
+    Returns:
+        `dict`: `ece`, the expected calibration error over 15 equal bins (0 is perfect); `brier`, the mean squared
+        distance between distribution and truth; `bins`, for each non-empty bin `[mean probability, frequency, count]`.
+    """
+    seen = ~np.isnan(answers.labels)
+    distributions, truth = answers.distributions[seen], nearest(answers.labels[seen], answers.task)
+    if is_detection(answers.task):
+        probability, right = distributions[:, 1], (truth == 1).astype(float)
+        brier = float(((probability - right) ** 2).mean())
+    else:
+        probability, right = distributions.max(1), (distributions.argmax(1) == truth).astype(float)
+        at_truth = np.take_along_axis(distributions, truth[:, None], 1)[:, 0]
+        brier = float(((distributions**2).sum(1) - 2 * at_truth + 1).mean())
+    own = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bins = [
+        [float(probability[own == place].mean()), float(right[own == place].mean()), int((own == place).sum())]
+        for place in np.unique(own)
+    ]
+    ece = sum(count * abs(mean - frequency) for mean, frequency, count in bins) / len(own)
+    return {"ece": float(ece), "brier": brier, "bins": bins}
+
+
+def store(fitted: dict, folder: str | Path) -> Path:
+    """Write a calibration into `processor_config.json` of a model's folder, in place of an older one.
+
+    Raises:
+        FileNotFoundError: The folder has no processor.
+    """
+    path = Path(folder) / "processor_config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"No processor_config.json in {folder}; calibrate a local folder with its processor.")
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": fitted}, indent=2) + "\n")
+    os.replace(draft, path)
+    return path
+
+
+def load(folder: str | Path | None) -> dict:
+    """The calibration in a model's folder; empty if there is none, or no such folder."""
+    if folder is None or not (path := Path(folder) / "processor_config.json").is_file():
+        return {}
+    return json.loads(path.read_text()).get("calibration") or {}

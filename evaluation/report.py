@@ -1,0 +1,203 @@
+"""`report.html`: one file with tables, pictures and the protocol in words, that needs nothing beside it."""
+
+import base64
+import os
+from html import escape
+from pathlib import Path
+
+from . import faces, pictures
+from .answers import Answers
+from .data import EvaluationSet
+from .scores import MODEL, is_detection
+from .table import HEADLINES, NAMES, number, remarks, with_interval
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>%s</title><style>
+body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #ccd;font-size:1.3rem}h3{font-size:1.05rem}
+table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
+td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #e3e6ea;white-space:nowrap}
+td:first-child,th:first-child{text-align:left}tr.ours td{font-weight:600;background:#eef5fb}
+img{max-width:100%%;height:auto}.note{color:#555;font-size:.9rem}pre{white-space:pre-wrap;background:#f5f6f8;padding:.6rem}
+td.why,table.intervals td.why{text-align:left;white-space:normal;min-width:16rem;max-width:none}table.intervals td{white-space:normal;max-width:8.5rem}figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}
+</style></head><body>
+"""
+
+
+def write_report(
+    results: dict, answers: dict[str, Answers], output: str | Path, evaluation_set: EvaluationSet | None = None
+) -> Path:
+    """Write the report.
+
+    Args:
+        results (`dict`): From [`summarise`].
+        answers (`dict[str, Answers]`): What was scored, by task.
+        output: Folder to write to.
+        evaluation_set ([`EvaluationSet`], *optional*): The pictures, for the best and worst faces.
+
+    Returns:
+        `Path`: `report.html`.
+    """
+    settings = results["settings"]
+    title = f"AU-LLaVA on {settings['dataset']}"
+    parts = [_HEAD % escape(title), f"<h1>{escape(title)}</h1>", _facts(results)]
+    for task, result in results["tasks"].items():
+        parts.append(_task(task, result, answers[task], results["protocol"], evaluation_set))
+    parts.append(_more(results))
+    parts.append("</body></html>\n")
+    path = Path(output) / "report.html"
+    draft = path.with_suffix(".tmp")
+    draft.write_text("\n".join(parts), encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def _facts(results: dict) -> str:
+    settings, versions = results["settings"], results["versions"]
+    model = settings["model"] or f"stored predictions, {settings['predictions']}"
+    rows = [
+        ("model", model),
+        ("data", f"{settings['dataset']}, split {settings['split']}"),
+        ("protocol", f"{settings['protocol']}: {results['protocol']}"),
+        ("date", results["date"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+    cells = "".join(f"<tr><td>{name}</td><td class=why>{escape(str(value))}</td></tr>" for name, value in rows)
+    return f"<table>{cells}</table><pre>{escape(results['command'])}</pre>"
+
+
+def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_set: EvaluationSet | None) -> str:
+    detection = is_detection(task)
+    main = "f1" if detection else "icc31"
+    parts = [
+        f"<h2>{task.replace('_', ' ').capitalize()}</h2>",
+        f"<p class=note>{result['samples']} pictures of {result['subjects']} people; {result['unknown']} unknown "
+        f"labels left out. Protocol: {escape(protocol)}. Intervals: 95 %, from resampling people. Baselines are made of "
+        "the very labels they are scored on, to their advantage.</p>",
+        _means(task, result),
+        *(f"<p class=note>{escape(line)}</p>" for line in remarks(result["rows"][MODEL])),
+        _figure(pictures.bars(result, main), f"{NAMES[main]} of each Action Unit; the black bar is their mean."),
+    ]
+    if not detection:
+        parts.append(_figure(pictures.bars(result, "mae"), "MAE of each Action Unit; less is better."))
+    parts += [_units(task, result), _published(result), _groups(task, result), _calibration(task, result)]
+    if task == "intensity_level":
+        parts.append(_figure(pictures.confusion(answers), "Share of each true level, in percent, by answered level."))
+    if task == "intensity":
+        parts.append(_figure(pictures.densities(answers), "True intensity across, answer up; darker is more faces."))
+    if evaluation_set is not None:
+        sheet = faces.sheet(answers, evaluation_set)
+        parts.append(
+            f"<details><summary>Best and worst answers of each Action Unit</summary><img src='{sheet}' "
+            "alt='faces with labels and answers'></details>"
+        )
+    return "\n".join(parts)
+
+
+def _table(head: list[str], rows: list[tuple[list[str], bool]], reason: bool = False) -> str:
+    """A table; rows marked as ours stand out. With `reason`, the last column is a sentence."""
+    lines = ["<table class=intervals><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    for cells, ours in rows:
+        marks = ["" for _ in cells]
+        if reason:
+            marks[-1] = " class=why"
+        cells = "".join(f"<td{mark}>{escape(cell)}</td>" for cell, mark in zip(cells, marks, strict=True))
+        lines.append(f"<tr{' class=ours' if ours else ''}>{cells}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _means(task: str, result: dict) -> str:
+    names = [*HEADLINES[is_detection(task)], *(() if is_detection(task) else ("pearson", "icc21"))]
+    if is_detection(task):
+        names += ["average_precision", "accuracy"]
+    rows, folds = result["rows"], result["folds"]
+    lines = [
+        ([row, *(with_interval(scores["mean"][name]) for name in names)], row.startswith(MODEL))
+        for row, scores in rows.items()
+    ]
+    table = _table(["mean over Action Units", *(NAMES[name] for name in names)], lines)
+    if len(folds) == 1:
+        return table
+    extra = [
+        ([row, *(f"{number(scores['pooled'][name])} (sd {number(scores['spread'][name])})" for name in names)], False)
+        for row, scores in rows.items()
+    ]
+    return table + _table(["all folds pooled (spread of the folds)", *(NAMES[name] for name in names)], extra)
+
+
+def _units(task: str, result: dict) -> str:
+    names = list(result["rows"][MODEL]["mean"])
+    scores = result["rows"][MODEL]["action_units"]
+    lines = [
+        ([unit, number(result["base_rate"][unit]), *(number(scores[unit][name]["value"]) for name in names)], False)
+        for unit in result["action_units"]
+    ]
+    table = _table(["Action Unit", "present", *(NAMES[name] for name in names)], lines)
+    return f"<details><summary>All scores of each Action Unit</summary>{table}</details>"
+
+
+def _published(result: dict) -> str:
+    if not result["published"]:
+        return ""
+    metric = result["published"][0]["metric"]
+    units = list(result["published"][0]["action_units"])
+    ours = result["rows"][MODEL]["action_units"]
+    values = [ours[unit][metric]["value"] for unit in units]
+    lines = [
+        ([MODEL + ", this evaluation", number(sum(values) / len(values)), "", *(map(number, values)), ""], True),
+        *(
+            ([row["method"], number(row["mean"]), number(row["printed"]), *map(number, row["action_units"].values())]
+             + [row["note"]], False)
+            for row in result["published"]
+        ),
+    ]  # fmt: skip
+    head = [f"published {NAMES[metric]}", "mean", "as printed", *units, "known errors"]
+    return "<h3>Beside the paper's table</h3>" + _table(head, lines, reason=True)
+
+
+def _groups(task: str, result: dict) -> str:
+    if not result["groups"]:
+        return ""
+    names = HEADLINES[is_detection(task)]
+    lines = [
+        ([f"{name}: {group}", str(scores["samples"]), *(with_interval(scores["mean"][key]) for key in names)], False)
+        for name, groups in result["groups"].items()
+        for group, scores in groups.items()
+    ]
+    table = _table(["group", "pictures", *(NAMES[name] for name in names)], lines)
+    return f"<h3>By group</h3>{table}<p class=note>Groups differ in how often Action Units occur, and F1 with it.</p>"
+
+
+def _calibration(task: str, result: dict) -> str:
+    found = result["calibration"]
+    what = "presence" if is_detection(task) else "the most probable value"
+    lines = [
+        ([name, number(found[state]["ece"]), number(found[state]["brier"])], state == "after")
+        for state, name in (("before", "as the model gives them"), ("after", "calibrated"))
+        if found[state] is not None
+    ]
+    if found["fitted"] is None:
+        note = "This model has not been calibrated."
+    else:
+        note = f"Temperature {found['fitted']['temperature']:g}, fitted on the validation split."
+    return (
+        f"<h3>Calibration</h3><p class=note>{note}</p>"
+        + _table([f"probability of {what}", "ECE", "Brier score"], lines)
+        + _figure(pictures.reliability_diagram(found), f"Reliability of the probability of {what}.")
+    )
+
+
+def _more(results: dict) -> str:
+    """What only some evaluations have; see `formats.py` and `robustness.py`."""
+    return ""
+
+
+def _figure(svg: str, caption: str) -> str:
+    """A drawing as an image of its own, so that names inside two drawings cannot clash."""
+    data = base64.b64encode(svg.encode()).decode()
+    return (
+        f"<figure><img src='data:image/svg+xml;base64,{data}' alt='{escape(caption, quote=True)}'>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

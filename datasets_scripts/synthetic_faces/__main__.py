@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="which split; may be given several times (default: all three)")  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first images of each split, for a quick look")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--images_per_shard", type=int, default=250, help="images in one file (default: 250)")
     options = parser.parse_args(arguments)
     # One thread a process: the arrays are small, and several processes already fill the cores. To be set before numpy
     # loads.
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     for split in options.split or ["train", "validation", "test"]:
         try:
-            paths = write_split(options.output_dir, split, options.limit, options.workers)
+            paths = write_split(options.output_dir, split, options.limit, options.workers, options.images_per_shard)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

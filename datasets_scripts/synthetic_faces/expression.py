@@ -240,6 +240,43 @@ def feafa_intensities(activations: dict[str, float]) -> dict[str, float]:
     return dict(zip(FEAFA_CODES, values, strict=True))
 
 
+# Which actions show a unit. Two sides are meant where a side is not named.
+SHOWN_BY: dict[str, tuple[str, ...]] = {
+    "AU1": ("inner_brow_raise",), "AU2": ("outer_brow_raise",), "AU4": ("brow_lower",), "AU5": ("upper_lid_raise",),
+    "AU6": ("cheek_raise",), "AU7": ("lid_tighten",), "AU9": ("nose_wrinkle",), "AU10": ("upper_lip_raise",),
+    "AU12": ("corner_pull",), "AU14": ("dimple",), "AU15": ("corner_depress",), "AU16": ("lower_lip_depress",),
+    "AU17": ("chin_raise",), "AU18": ("pucker",), "AU20": ("lip_stretch",), "AU22": ("funnel",),
+    "AU23": ("lip_tighten",), "AU24": ("lip_press",), "AU25": ("lips_part",), "AU26": ("jaw_drop",),
+    "AU27": ("jaw_drop",), "AU28": ("upper_lip_suck", "lower_lip_suck"), "AU43": ("eye_close",),
+    "FEAFA1": ("eye_close_left",), "FEAFA2": ("eye_close_right",), "FEAFA3": ("upper_lid_raise_left",),
+    "FEAFA4": ("upper_lid_raise_right",), "FEAFA5": ("brow_lower_left",), "FEAFA6": ("brow_lower_right",),
+    "FEAFA7": ("inner_brow_raise_left", "outer_brow_raise_left"),
+    "FEAFA8": ("inner_brow_raise_right", "outer_brow_raise_right"), "FEAFA9": ("jaw_drop",),
+    "FEAFA10": ("jaw_left",), "FEAFA11": ("jaw_right",), "FEAFA12": ("corner_pull_left",),
+    "FEAFA13": ("corner_pull_right",), "FEAFA14": ("lip_stretch_left",), "FEAFA15": ("lip_stretch_right",),
+    "FEAFA16": ("upper_lip_suck",), "FEAFA17": ("lower_lip_suck",), "FEAFA18": ("jaw_thrust",),
+    "FEAFA19": ("upper_lip_raise",), "FEAFA20": ("lower_lip_depress",), "FEAFA21": ("chin_raise",),
+    "FEAFA22": ("pucker",), "FEAFA23": ("cheek_puff",), "FEAFA24": ("nose_wrinkle",),
+}  # fmt: skip
+
+
+def expression_of_unit(code: str, intensity: float) -> dict[str, float]:
+    """Activations that show one unit of [`FACS_CODES`] or [`FEAFA_CODES`] at an intensity of 0 to 1.
+
+    >>> expression_of_unit("AU12", 0.5)
+    {'corner_pull_left': 0.5, 'corner_pull_right': 0.5}
+    """
+    if code == "AU26":
+        intensity = intensity * JAW_DROP_FULL
+    elif code == "AU27":
+        intensity = intensity and JAW_DROP_FULL + intensity * (1 - JAW_DROP_FULL)
+    activations = {}
+    for action in SHOWN_BY[code]:
+        sides = [f"{action}_left", f"{action}_right"] if action in SIDED else [action]
+        activations |= dict.fromkeys(sides, intensity)
+    return activations
+
+
 def level(intensity: float) -> int:
     """DISFA level 0 to 5 of an intensity 0 to 1.
 

@@ -65,30 +65,26 @@ def to_row(sample: Sample, index: int) -> dict:
     }
 
 
-def shard_path(output_dir: Path, split: str, first: int) -> Path:
-    """Where the shard lies that begins with image `first`."""
-    return Path(output_dir) / f"{split}-{first // IMAGES_PER_SHARD:05d}.parquet"
-
-
 def write_shard(path: Path, split: str, first: int, count: int, seed: int) -> int:
-    """Render images `first` to `first + count - 1` and write them as one file, which appears only when it is whole."""
+    """Render images `first` to `first + count - 1` into one file, which appears only when it is whole."""
     rows = [to_row(render_sample(index, split, seed), index) for index in range(first, first + count)]
-    write_table(path, pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
-    return count
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, whole or not at all."""
+    table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         pq.write_table(table, unfinished, compression="zstd", row_group_size=50)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+    return count
 
 
 def write_split(
-    output_dir: str | Path, split: str, limit: int | None = None, workers: int = 1, seed: int = SEED
+    output_dir: str | Path,
+    split: str,
+    limit: int | None = None,
+    workers: int = 1,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    seed: int = SEED,
 ) -> list[Path]:
     """Write the first `limit` images of a split, leaving out shards that are already there.
 
@@ -97,6 +93,7 @@ def write_split(
         split (`str`): `train`, `validation` or `test`.
         limit (`int`, *optional*): Number of images; by default all. Any first part is a fair sample of all people.
         workers (`int`): Number of processes.
+        images_per_shard (`int`): How many images a file holds.
         seed (`int`): [`sampler.SEED`] for the standard split.
 
     Returns:
@@ -110,14 +107,16 @@ def write_split(
     limit = split_size(split) if limit is None else limit
     if not 1 <= limit <= split_size(split):
         raise ValueError(f"limit is {limit}; split {split!r} has 1 to {split_size(split)} images.")
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; give at least 1 process.")
+    for name, value in (("workers", workers), ("images_per_shard", images_per_shard)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    _claim(output_dir, seed)
+    _claim(output_dir, images_per_shard, seed)
     jobs, paths, done = [], [], 0
-    for first in range(0, limit, IMAGES_PER_SHARD):
-        path, count = shard_path(output_dir, split, first), min(IMAGES_PER_SHARD, limit - first)
+    for first in range(0, limit, images_per_shard):
+        path = output_dir / f"{split}-{first // images_per_shard:05d}.parquet"
+        count = min(images_per_shard, limit - first)
         paths.append(path)
         if path.exists() and pq.read_metadata(path).num_rows >= count:
             done += count
@@ -142,14 +141,14 @@ def _write_shard(job) -> int:
     return write_shard(*job)
 
 
-def _claim(output_dir: Path, seed: int) -> None:
+def _claim(output_dir: Path, images_per_shard: int, seed: int) -> None:
     """Write what the folder holds into `manifest.json`, or check that it holds the same."""
     path = output_dir / "manifest.json"
     manifest = {
         "version": VERSION,
         "seed": seed,
         "license": LICENSE,
-        "images_per_shard": IMAGES_PER_SHARD,
+        "images_per_shard": images_per_shard,
         "identities": IDENTITIES,
         "level_edges": list(LEVEL_EDGES),
         "occurrence_level": OCCURRENCE_LEVEL,

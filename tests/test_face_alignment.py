@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import insightface
+import matplotlib
 import numpy as np
 import pytest
 import skimage.data
@@ -339,6 +340,14 @@ def test_scrfd_finds_everyone_at_the_table(scrfd):
     areas = [(f.box[2] - f.box[0]) * (f.box[3] - f.box[1]) for f in faces]
     assert areas == sorted(areas, reverse=True)
     assert all(0.5 < f.score <= 1 and f.crop.size == (CROP_SIZE, CROP_SIZE) for f in faces)
+
+
+def test_the_cascade_puts_a_face_where_the_template_has_it(scrfd):
+    photo = open_image(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    for detector, most in ((scrfd, 5), ("cascade", 8)):
+        (face,) = find_faces(photo, detector)
+        (again,) = find_faces(face.crop, scrfd)
+        assert np.linalg.norm(np.subtract(again.points, FIVE_POINTS), axis=1).mean() < most
 
 
 @pytest.mark.parametrize("width", [112, 480, 1600])

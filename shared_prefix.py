@@ -1,6 +1,7 @@
 """Training that computes the text description once for a whole batch."""
 
 import torch
+from peft import PeftModel
 from transformers import DynamicCache
 from trl import SFTTrainer
 
@@ -14,31 +15,29 @@ class SharedPrefixTrainer(SFTTrainer):
     alike, and what they share does not depend on the image. Loss and gradients are those of the plain path.
 
     Args:
-        question_column (`str`, *optional*): Column that tells questions apart; batches then hold one question each.
-        kwargs: As for `SFTTrainer`. Gradient checkpointing must be off, for it keeps no cache.
+        kwargs: As for `SFTTrainer`, with rows of `instructions.FEATURES`. Gradient checkpointing must be off, for it
+            keeps no cache.
     """
 
-    def __init__(self, *args, question_column: str = "task", **kwargs):
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.question_column = question_column
         if self.args.gradient_checkpointing:
             raise ValueError("A shared prefix needs the cache: set gradient_checkpointing to false.")
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset if train_dataset is None else train_dataset
-        batch = self.args.train_batch_size * self.args.world_size
-        return QuestionSampler(rows[self.question_column], batch, self.args.seed)
+        questions = [f"{task} {units}" for task, units in zip(rows["task"], rows["action_units"], strict=True)]
+        return QuestionSampler(questions, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         ids = inputs["input_ids"]
         shared = self.shared_length(ids)
         if shared > 1:  # one token at least has to stay, and one is not worth a pass
             core = self.accelerator.unwrap_model(model)
+            core = core.get_base_model() if isinstance(core, PeftModel) else core
             cache = DynamicCache(config=core.config)
             with self.compute_loss_context_manager():
-                core.get_base_model().model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True) if (
-                    self.is_peft
-                ) else core.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
+                core.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
             cache.batch_repeat_interleave(len(ids))
             inputs = inputs | {
                 "input_ids": ids[:, shared:],

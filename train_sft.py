@@ -18,7 +18,7 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator
 from au_llava.datasets_scripts.instructions import Question
-from au_llava.datasets_scripts.synthetic_faces.samples import load_samples
+from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
 from au_llava.shared_prefix import SharedPrefixTrainer
 
 
@@ -34,17 +34,19 @@ LORA_TARGETS = {
 class AuLlavaArguments:
     """What is trained, and on what."""
 
-    train_data: list[str] = field(metadata={"help": "Folders of Parquet shards with training samples."})
+    train_data: list[str] = field(
+        metadata={"help": "Folders of Parquet shards: prepared data sets, or synthetic:FOLDER for rendered faces."}
+    )
     model: str | None = field(default=None, metadata={"help": "An AU-LLaVA to start from: Hub id or folder."})
     vision: str = field(default="facebook/dinov2-large", metadata={"help": "Else the vision encoder to start from."})
     language: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "And the language model."})
     gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file inside the folder `language`."})
     prompt_layout: str = field(default="image_first", metadata={"help": "image_first or text_first."})
-    tasks: list[str] = field(
-        default_factory=lambda: ["detection", "intensity_level", "intensity"],
-        metadata={"help": "Which of the three tasks are trained."},
+    questions: list[str] = field(
+        default_factory=lambda: ["detection:bp4d", "intensity_level:disfa", "intensity:feafa"],
+        metadata={"help": "What is asked about each rendered face: task:preset or task:codes."},
     )
-    limit: int | None = field(default=None, metadata={"help": "Use the first so many images only."})
+    limit: int | None = field(default=None, metadata={"help": "Use so many rows of each data set and question only."})
     lora: str | None = field(default="both", metadata={"help": "Towers that get LoRA: both, encoder, llm; or null."})
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
@@ -56,6 +58,19 @@ class AuLlavaArguments:
     subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
     augment: bool = field(default=True, metadata={"help": "Vary the pictures."})
     shared_prefix: bool = field(default=False, metadata={"help": "Compute a batch's common text once (text_first)."})
+
+
+def load_rows(source: str, questions: list[str]) -> list[Dataset]:
+    """The training rows of one data set, in the columns of `instructions.FEATURES`."""
+    if not source.startswith("synthetic:"):
+        return [Dataset.from_parquet([str(path) for path in sorted(Path(source).glob("*.parquet"))])]
+    parts = []
+    for question in questions:
+        task, units = question.split(":")
+        builder = SyntheticFaces(config_name=task, data_dir=source.removeprefix("synthetic:"), action_units=units)
+        builder.download_and_prepare()
+        parts.append(builder.as_dataset("train"))
+    return parts
 
 
 def main() -> None:
@@ -93,9 +108,8 @@ def main() -> None:
         model.model.get_submodule(part).requires_grad_(False)
 
     # Data
-    train: Dataset = concatenate_datasets(
-        [load_samples(folder, arguments.tasks, arguments.limit) for folder in arguments.train_data]
-    )
+    parts = [part for source in arguments.train_data for part in load_rows(source, arguments.questions)]
+    train = concatenate_datasets([part.select(range(min(len(part), arguments.limit or len(part)))) for part in parts])
     collator = QuestionCollator(
         DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True),
         Augmentation() if arguments.augment else None,
@@ -115,7 +129,7 @@ def main() -> None:
     sizes = {name: sum(w.numel() for w in part.parameters()) for name, part in model.model.named_children()}
     learnt = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     print(f"Parameters: {sizes}; trainable: {learnt:,}")
-    print(f"Samples: {len(train):,} ({len(arguments.tasks)} tasks)")
+    print(f"Samples: {len(train):,} from {', '.join(arguments.train_data)}")
     trainer.train(resume_from_checkpoint=any(Path(training.output_dir).glob("checkpoint-*")))
     trainer.save_model()
     processor.save_pretrained(training.output_dir)

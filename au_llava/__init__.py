@@ -6,6 +6,7 @@ importable: in a checkout it adds the root to the package's search path; in an i
 >>> from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
 """
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,8 +35,34 @@ def default_checkpoint() -> str:
     return str(Path(find_spec(f"{__name__}.configuration_au_llava").origin).parent)
 
 
+@cache
+def _register() -> None:
+    """Let the Auto classes and `pipeline` find AU-LLaVA without `trust_remote_code`: this code is here already."""
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    config, model, processor, pipeline = (
+        getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        for name in (
+            "AuLlavaConfig",
+            "AuLlavaForConditionalGeneration",
+            "AuLlavaProcessor",
+            "FacialActionUnitPipeline",
+        )
+    )
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForImageTextToText.register(config, model, exist_ok=True)
+    AutoProcessor.register(config, processor, exist_ok=True)
+    PIPELINE_REGISTRY.register_pipeline(
+        "facial-action-units", pipeline_class=pipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+    )
+
+
 def __getattr__(name: str):
     # torch and transformers take seconds to import; tools that need neither, such as the renderer, should not wait.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "ActionUnit":
+        _register()
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
-from transformers import Dinov2Config, Dinov2Model, get_cosine_schedule_with_warmup, set_seed
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model, get_cosine_schedule_with_warmup, set_seed
 
 from au_llava.action_units import PRESETS, select
 
@@ -30,26 +30,26 @@ DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
 def read_shards(data_dir: str, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Decode the shards of a split into memory.
+    """Decode the training shards that `python -m au_llava.datasets_scripts.synthetic_faces` wrote into memory.
 
     Returns:
         `dict`: `images` `(n, 224, 224, 3)` uint8; `units` `(n, facs + feafa)` activations 0 to 1; `flow` `(n, 256, 2)`
         and `landmarks` `(n, 136)` in pixels.
     """
-    files = sorted(Path(data_dir).glob("*.parquet"))
+    files = sorted(Path(data_dir).glob("train-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"No Parquet shards in {data_dir}; render them first (docs/synthetic_faces.md).")
-    columns = {"images": [], "units": [], "flow": [], "landmarks": []}
+        raise FileNotFoundError(f"No train-*.parquet in {data_dir}; render them first (docs/synthetic_faces.md).")
+    rows: dict[str, list[np.ndarray]] = {"images": [], "units": [], "flow": [], "landmarks": []}
     for file in tqdm(files, desc="reading shards", unit="file"):
-        for row in pq.read_table(file).to_pylist():
+        for row in pq.read_table(file, columns=["image", "facs", "feafa", "flow", "landmarks"]).to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                columns["images"].append(np.asarray(image.convert("RGB")))
-            columns["units"].append(row["facs"] + row["feafa"])
-            columns["flow"].append(np.frombuffer(row["flow"], np.float16).reshape(256, 2))
-            columns["landmarks"].append(np.asarray(row["landmarks"], np.float32).ravel())
-        if limit and len(columns["images"]) >= limit:
+                rows["images"].append(np.asarray(image.convert("RGB")))
+            rows["units"].append(np.array(row["facs"] + row["feafa"], np.float32))
+            rows["flow"].append(np.frombuffer(row["flow"], np.float16).reshape(256, 2))
+            rows["landmarks"].append(np.array(row["landmarks"], np.float32))
+        if limit and len(rows["images"]) >= limit:
             break
-    return {name: np.stack(values[:limit]) for name, values in columns.items()}
+    return {name: np.stack(values[:limit]) for name, values in rows.items()}
 
 
 def mirrored_units(facs: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     data = read_shards(args.data_dir, args.limit)
-    images, units = data["images"], torch.tensor(data["units"], dtype=torch.float)
+    images, units = data["images"], torch.from_numpy(data["units"])
     flow = torch.tensor(data["flow"].astype(np.float32))
     side = 224 // args.patch_size
     # One row a patch, holding the displacement of the 14-pixel cells inside it.
@@ -200,6 +200,8 @@ def main() -> None:
         torch.save(state, state_file.with_suffix(".tmp"))
         os.replace(state_file.with_suffix(".tmp"), state_file)
     model.encoder.save_pretrained(output)
+    side = {"height": 224, "width": 224}
+    BitImageProcessorPil(size={"shortest_edge": 224}, crop_size=side).save_pretrained(output)
 
 
 if __name__ == "__main__":

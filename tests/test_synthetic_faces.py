@@ -22,18 +22,17 @@ from au_llava.datasets_scripts.synthetic_faces.expression import (
     level,
     occurrence,
 )
+from au_llava.datasets_scripts.synthetic_faces.layout import IDENTITIES, VERSION, split_size
 from au_llava.datasets_scripts.synthetic_faces.mesh import load_head
 from au_llava.datasets_scripts.synthetic_faces.renderer import pose_mesh, render
 from au_llava.datasets_scripts.synthetic_faces.sampler import (
     EXCLUSIONS,
-    IDENTITIES,
     expression_of,
     identity_of,
     render_sample,
-    split_size,
 )
 from au_llava.datasets_scripts.synthetic_faces.scene import TEMPLATE, Scene, similarity
-from au_llava.datasets_scripts.synthetic_faces.writer import VERSION, write_split
+from au_llava.datasets_scripts.synthetic_faces.writer import write_split
 from au_llava.face_alignment import FIVE_POINTS, align
 
 
@@ -255,7 +254,7 @@ def test_sample_is_the_beginning_of_the_test_split():
     stored = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])), float)
     # Another machine may round differently and JPEG loses a little; a changed renderer would differ by far more.
     assert np.abs(stored - sample.rendering.image).mean() < 6, (
-        f"raise writer.VERSION ({VERSION}) and make the sample anew"
+        f"raise layout.VERSION ({VERSION}) and make the sample anew"
     )
 
 

@@ -18,9 +18,8 @@ from ... import action_units
 from .. import instructions
 from ..instructions import instruct, make_row
 from ..preparation import digest, digest_code
-from . import writer
+from . import expression, layout
 from .expression import FACS_CODES, FEAFA_CODES
-from .sampler import IDENTITIES
 
 
 SAMPLE = Path(__file__).with_name("sample")  # the first 300 images of the split `test`
@@ -45,7 +44,7 @@ class SyntheticFacesConfig(datasets.BuilderConfig):
         shards = [
             [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob("*.parquet"))
         ]
-        code = digest_code(action_units, instructions, writer, sys.modules[__name__])
+        code = digest_code(action_units, instructions, expression, layout, sys.modules[__name__])
         fingerprint = digest([str(folder.resolve()), shards, self.action_units, str(self.version), code])
         return f"{super().create_config_id({}, custom_features)}-{fingerprint}"
 
@@ -53,7 +52,7 @@ class SyntheticFacesConfig(datasets.BuilderConfig):
 class SyntheticFaces(datasets.GeneratorBasedBuilder):
     """Rendered faces in the splits `train`, `validation` and `test`, as far as they have been rendered.
 
-    The config `faces` has a row for every image with the columns of [`writer.FEATURES`]; the configs `detection`,
+    The config `faces` has a row for every image with the columns of [`layout.FEATURES`]; the configs `detection`,
     `intensity_level` and `intensity` ask one question about every image, in rows of [`instructions.FEATURES`].
 
     Raises:
@@ -66,12 +65,12 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = FACES
 
     def _info(self) -> datasets.DatasetInfo:
-        features = writer.FEATURES if self.config.name == FACES else instructions.FEATURES
-        return datasets.DatasetInfo(features=features, license=writer.LICENSE)
+        features = layout.FEATURES if self.config.name == FACES else instructions.FEATURES
+        return datasets.DatasetInfo(features=features, license=layout.LICENSE)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         folder = Path(self.config.data_dir or SAMPLE)
-        shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in IDENTITIES}
+        shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in layout.IDENTITIES}
         if not any(shards.values()):
             raise FileNotFoundError(
                 f"No shards of synthetic faces in {folder}; render them with "
@@ -110,7 +109,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
 
 
 def labels_of(row: dict, task: str) -> dict[str, float]:
-    """All labels of one task that a row of [`writer.FEATURES`] holds, by code."""
+    """All labels of one task that a row of [`layout.FEATURES`] holds, by code."""
     column = {"detection": "occurrences", "intensity_level": "levels", "intensity": "facs"}[task]
     labels = dict(zip(FACS_CODES, map(float, row[column]), strict=True))
     if task == "intensity":

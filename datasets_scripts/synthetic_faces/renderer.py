@@ -8,7 +8,6 @@ the crop is drawn directly and nothing is warped afterwards.
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from scipy import ndimage
 
@@ -18,6 +17,11 @@ from .identity import Identity
 from .mesh import LOWER_TEETH, SKIN, TONGUE, UPPER_LASHES, UPPER_TEETH, load_head
 from .scene import CROP, TEMPLATE, Scene, background, five_points, head_rotation, photograph, similarity
 
+
+try:
+    import numba
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("Drawing faces needs numba: pip install 'au-llava[synthetic]'") from error
 
 OVERSAMPLING = 2
 GRID = 16  # cells of the motion field along each side of the crop

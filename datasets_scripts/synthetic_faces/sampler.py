@@ -6,17 +6,12 @@ import numpy as np
 
 from .expression import SIDED, facs_intensities, feafa_intensities, level, occurrence
 from .identity import Identity, draw_identity
+from .layout import IDENTITIES, SPLIT_CODES, split_size
 from .renderer import Rendering, render
 from .scene import draw_scene
 
 
 SEED = 2019
-IMAGES_PER_IDENTITY = 5
-# Identities of each split. Image i of a split shows identity i modulo that number, so any first part of a split is a
-# fair sample of all its people. A person's seed names the split, hence no person is in two splits.
-IDENTITIES = {"train": 8000, "validation": 400, "test": 800}
-SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
-
 NEUTRAL_SHARE, COMBINATION_SHARE = 0.08, 0.55
 # Actions that often come together, with the weight of each combination.
 COMBINATIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
@@ -116,11 +111,6 @@ class Sample:
     def occurrences(self) -> dict[str, int]:
         """AU code to BP4D occurrence, 0 or 1."""
         return {code: occurrence(value) for code, value in self.facs.items()}
-
-
-def split_size(split: str) -> int:
-    """Number of images of `train`, `validation` or `test`."""
-    return IDENTITIES[split] * IMAGES_PER_IDENTITY
 
 
 def _generator(*words: int) -> np.random.Generator:

@@ -9,37 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Image, List, Value
 from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
 from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENCE_LEVEL
-from .sampler import IDENTITIES, SEED, Sample, render_sample, split_size
+from .layout import FEATURES, IDENTITIES, LICENSE, VERSION, split_size
+from .sampler import SEED, Sample, render_sample
 
 
-# Raise it whenever pixels, geometry or labels of an image change: shards of two versions are never mixed in one
-# folder.
-VERSION = "1.0.0"
 IMAGES_PER_SHARD = 250
-LICENSE = "CC0-1.0"
-
-FEATURES = Features({
-    "image": Image(),
-    "facs": List(Value("float32"), length=len(FACS_CODES)),  # intensity 0 to 1, in the order of FACS_CODES
-    "levels": List(Value("int8"), length=len(FACS_CODES)),  # 0 to 5
-    "occurrences": List(Value("int8"), length=len(FACS_CODES)),  # 0 or 1
-    "feafa": List(Value("float32"), length=len(FEAFA_CODES)),  # intensity 0 to 1, FEAFA1 to FEAFA24
-    "activations": List(Value("float32"), length=len(ACTIONS)),  # in the order of ACTIONS
-    "landmarks": List(Value("float32"), length=136),  # 68 times x, y in crop pixels
-    "points": List(Value("float32"), length=10),  # the five alignment points, x, y in crop pixels
-    "pose": List(Value("float32"), length=3),  # yaw, pitch, roll in degrees
-    "flow": Value("binary"),  # (16, 16, 2) float16: shift from rest in crop pixels; read it with np.frombuffer
-    "identity": Value("string"),
-    "skin": Value("string"),
-    "gender": Value("string"),
-    "age": Value("string"),
-    "index": Value("int32"),
-})  # fmt: skip
 
 
 def to_row(sample: Sample, index: int) -> dict:

@@ -19,7 +19,7 @@ def detection_sums(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def intensity_sums(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`(samples, units, 8)`: count, x, y, xx, yy, xy, error, and error and count on non-zero labels (x label)."""
+    """`(samples, units, 9)`: count, x, y, xx, yy, xy, error, and error and count on non-zero labels (x: label)."""
     seen = ~np.isnan(labels)
     x, error, strong = np.where(seen, labels, 0), np.abs(np.where(seen, labels - values, 0)), seen & (labels != 0)
     y = np.where(seen, values, 0)
@@ -82,6 +82,12 @@ def per_subject(sums: np.ndarray, subjects: np.ndarray, folds: np.ndarray) -> li
         np.add.at(total, owner, sums[inside])
         result.append(total)
     return result
+
+
+def point(people: list[np.ndarray], scores) -> dict[str, np.ndarray]:
+    """Scores `(units,)` of all people as they are, the mean over folds."""
+    folds = [scores(fold.sum(0)) for fold in people]
+    return {name: mean_over([fold[name] for fold in folds]) for name in folds[0]}
 
 
 def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:

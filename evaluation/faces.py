@@ -3,9 +3,8 @@
 import base64
 from io import BytesIO
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 from au_llava.action_units import get_task
 
@@ -15,6 +14,8 @@ from .scores import is_detection
 
 
 _EACH = 3  # faces at either end
+# Pixels: a face, the width and height of a cell with its words, between best and worst, and beside and above them all.
+_FACE, _CELL, _LINE, _GAP, _LEFT, _TOP = 112, 122, 148, 24, 78, 28
 
 
 def extremes(labels: np.ndarray, expected: np.ndarray) -> tuple[list[int], list[int]]:
@@ -36,30 +37,24 @@ def extremes(labels: np.ndarray, expected: np.ndarray) -> tuple[list[int], list[
 def sheet(answers: Answers, evaluation_set: EvaluationSet) -> str:
     """A JPEG data URI: for each Action Unit three of the best and the worst answers, each with its label."""
     place_of = {sample: place for place, sample in enumerate(evaluation_set.samples)}
-    task = get_task(answers.task)
-    names = {True: "P", False: "mean"}[is_detection(answers.task)]
-    units = answers.action_units
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(7.4, 1.3 * len(units) + 0.4), layout="constrained")
-        grid = figure.subplots(len(units), 2 * _EACH, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for column, unit in enumerate(units):
-            labels, expected = answers.labels[:, column], answers.expected_values[:, column]
-            best, worst = extremes(labels, expected)
-            for start, rows in ((0, best), (_EACH, worst)):
-                for axes, row in zip(grid[column, start:], rows, strict=False):
-                    picture = evaluation_set.pictures([place_of[answers.samples[row]]])[0]
-                    axes.imshow(picture.convert("RGB").resize((112, 112)))
-                    value = task.number(answers.values[row, column])
-                    axes.set_title(
-                        f"{unit}: true {labels[row]:.4g}\nanswer {value} ({names} {expected[row]:.2f})",
-                        fontsize=6.5, pad=2,
-                    )  # fmt: skip
-        for start, text in ((0, "best answers, unit present"), (_EACH, "worst answers")):
-            grid[0, start + 1].annotate(
-                text, (0.5, 1.32), xycoords="axes fraction", ha="center", fontsize=9, fontweight="bold"
-            )
-        file = BytesIO()
-        figure.savefig(file, format="jpeg", dpi=100, pil_kwargs={"quality": 75})
+    task, mean = get_task(answers.task), "P" if is_detection(answers.task) else "mean"
+    page = Image.new("RGB", (_LEFT + 2 * _EACH * _CELL + _GAP, _TOP + len(answers.action_units) * _LINE), "white")
+    draw, small, large = ImageDraw.Draw(page), ImageFont.load_default(11), ImageFont.load_default(14)
+    starts = (_LEFT, _LEFT + _EACH * _CELL + _GAP)
+    for start, text in zip(starts, ("best answers, unit present", "worst answers"), strict=True):
+        draw.text((start, 4), text, "black", large)
+    for column, unit in enumerate(answers.action_units):
+        top = _TOP + column * _LINE
+        draw.text((4, top + _LINE // 2), unit, "black", large)
+        labels, expected = answers.labels[:, column], answers.expected_values[:, column]
+        for start, rows in zip(starts, extremes(labels, expected), strict=True):
+            for place, row in enumerate(rows):
+                left = start + place * _CELL
+                face = evaluation_set.pictures([place_of[answers.samples[row]]])[0].convert("RGB")
+                page.paste(face.resize((_FACE, _FACE)), (left, top))
+                answer = task.number(answers.values[row, column])
+                text = f"true {labels[row]:.4g}, answer {answer}\n({mean} {expected[row]:.2f})"
+                draw.text((left, top + _FACE + 1), text, "black", small, spacing=1)
+    file = BytesIO()
+    page.save(file, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

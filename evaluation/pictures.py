@@ -147,7 +147,7 @@ def densities(answers: Answers) -> str:
                 answers.labels[seen, place], answers.expected_values[seen, place], bins=(edges, edges)
             )
             shade = np.log10(counts.T + 1)  # most labels are 0: on a plain scale nothing else would show
-            axes.imshow(shade, cmap="cividis_r", origin="lower", extent=(0, top, 0, top))
+            axes.imshow(shade, cmap="Blues", origin="lower", extent=(0, top, 0, top))
             axes.plot([0, top], [0, top], color=ORANGE, linewidth=0.8)
             axes.set_title(unit, fontsize=7.5, pad=2)
             axes.set_xticks([0, top])

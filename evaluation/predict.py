@@ -107,7 +107,7 @@ def predict(
     loaded = None
     for name, (fold, task, rows) in mine:
         if loaded is None or loaded[0] != sources[fold]:
-            loaded = (sources[fold], *_load(sources[fold], dtype, state.device))
+            loaded = (sources[fold], *load(sources[fold], dtype))
         _write(name, pa.Table.from_pylist(_ask(evaluation_set, task, rows, *loaded[1:], batch_size, progress), SCHEMA))
     progress.close()
     state.wait_for_everyone()
@@ -118,9 +118,10 @@ def predict(
     return target
 
 
-def _load(source: str, dtype: str, device):
+def load(source: str, dtype: str = "auto"):
+    """Model, ready to answer on this process's device, and processor, from a folder or the Hub."""
     model = AuLlavaForConditionalGeneration.from_pretrained(source, dtype=dtype)
-    return model.to(device).eval(), AuLlavaProcessor.from_pretrained(source)
+    return model.to(processes().device).eval(), AuLlavaProcessor.from_pretrained(source)
 
 
 def _ask(evaluation_set: EvaluationSet, task: str, rows: list[int], model, processor, batch_size: int, progress):

@@ -21,7 +21,9 @@ table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums;
 td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #e3e6ea;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}tr.ours td{font-weight:600;background:#eef5fb}
 img{max-width:100%%;height:auto}.note{color:#555;font-size:.9rem}pre{white-space:pre-wrap;background:#f5f6f8;padding:.6rem}
-td.why,table.intervals td.why{text-align:left;white-space:normal;min-width:16rem;max-width:none}table.intervals td{white-space:normal;max-width:8.5rem}figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}
+td.why{text-align:left;white-space:normal;min-width:16rem;max-width:none}
+table.intervals td+td{white-space:normal;max-width:8.5rem}
+figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}
 </style></head><body>
 """
 
@@ -45,7 +47,8 @@ def write_report(
     parts = [_HEAD % escape(title), f"<h1>{escape(title)}</h1>", _facts(results)]
     for task, result in results["tasks"].items():
         parts.append(_task(task, result, answers[task], results["protocol"], evaluation_set))
-    parts.append(_more(results))
+    if "formats" in results:
+        parts.append(_formats(results["formats"]))
     parts.append("</body></html>\n")
     path = Path(output) / "report.html"
     draft = path.with_suffix(".tmp")
@@ -74,8 +77,8 @@ def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_s
     parts = [
         f"<h2>{task.replace('_', ' ').capitalize()}</h2>",
         f"<p class=note>{result['samples']} pictures of {result['subjects']} people; {result['unknown']} unknown "
-        f"labels left out. Protocol: {escape(protocol)}. Intervals: 95 %, from resampling people. Baselines are made of "
-        "the very labels they are scored on, to their advantage.</p>",
+        f"labels left out. Protocol: {escape(protocol)}. Intervals: 95 %, from resampling people. Baselines are made "
+        "of the very labels they are scored on, to their advantage.</p>",
         _means(task, result),
         *(f"<p class=note>{escape(line)}</p>" for line in remarks(result["rows"][MODEL])),
         _figure(pictures.bars(result, main), f"{NAMES[main]} of each Action Unit; the black bar is their mean."),
@@ -189,9 +192,15 @@ def _calibration(task: str, result: dict) -> str:
     )
 
 
-def _more(results: dict) -> str:
-    """What only some evaluations have; see `formats.py` and `robustness.py`."""
-    return ""
+def _formats(found: dict) -> str:
+    lines = [([f"invalid free text, {task}", number(share)], False) for task, share in found["invalid"].items()]
+    lines += [([f"contradictions, {pair}", number(share)], False) for pair, share in found["contradictions"].items()]
+    return (
+        f"<h2>Form of the answers</h2><p class=note>On {found['pictures']} pictures. Invalid: plain greedy generation "
+        "without the grammar does not give one array of the right length and range; under the grammar none is "
+        "invalid. Contradictions: one format calls a unit clearly present (1, level 3 or more, 0.5 or more) and the other "
+        "clearly absent (0, level 0, 0.05 or less).</p>" + _table(["", "share"], lines)
+    )
 
 
 def _figure(svg: str, caption: str) -> str:

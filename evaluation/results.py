@@ -68,14 +68,14 @@ def _published(dataset: str, task: str) -> list[dict]:
     ]
 
 
-def write_results(results: dict, output: str | Path) -> Path:
-    """Write `results.json`; NaN, which JSON does not have, becomes null."""
+def write_json(content: dict, output: str | Path, name: str) -> Path:
+    """Write a JSON file; NaN, which JSON does not have, becomes null."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    draft = output / "results.json.tmp"
-    draft.write_text(json.dumps(_plain(results), indent=1) + "\n")
-    os.replace(draft, output / "results.json")
-    return output / "results.json"
+    draft = output / f"{name}.tmp"
+    draft.write_text(json.dumps(_plain(content), indent=1) + "\n")
+    os.replace(draft, output / name)
+    return output / name
 
 
 def _plain(value):

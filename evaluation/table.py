@@ -39,7 +39,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def with_interval(entry: dict) -> str:
     """A score with its 95 % interval, where it has one."""
     low, high = entry["low"], entry["high"]
-    span = "" if low is None or math.isnan(low) else f" [{number(low)}, {number(high)}]"
+    span = "" if low is None or math.isnan(low) else f" [{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
     return number(entry["value"]) + span
 
 

@@ -1,0 +1,89 @@
+"""Two questions about the answers' form: does free text hold to it, and do the three formats contradict each other?"""
+
+import numpy as np
+import torch
+
+from au_llava.action_units import PRESETS, TASKS, parse_answer, select
+
+from .data import EvaluationSet
+
+
+# A format says clearly that a unit is absent up to the first number, and clearly that it is present from the second.
+CLEAR = {"detection": (0, 1), "intensity_level": (0, 3), "intensity": (0.05, 0.5)}
+# Units that the model was asked about both as present or absent and as a level.
+SHARED = tuple(unit for unit in PRESETS["bp4d"] if unit in PRESETS["disfa"])
+
+
+def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int, batch_size: int = 32) -> dict:
+    """Ask about some pictures, evenly spread, in other ways than the scores do.
+
+    Args:
+        model, processor: As loaded by [`predict.load`].
+        evaluation_set ([`EvaluationSet`]): The pictures.
+        pictures (`int`): How many of them.
+        batch_size (`int`): How many at a time.
+
+    Returns:
+        `dict`: `pictures`; `invalid`, for each task of the set the share (0 to 1) of answers by plain `generate`,
+        greedy and without a grammar, that are no valid answer (under the grammar it is 0); `contradictions`, the share
+        of picture and unit pairs, over the units in `SHARED`, that one format calls clearly present and another
+        clearly absent, for each pair of formats.
+    """
+    rows = np.linspace(0, len(evaluation_set) - 1, min(pictures, len(evaluation_set))).astype(int).tolist()
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    invalid = dict.fromkeys(evaluation_set.labels, 0)
+    values = {task: [] for task in TASKS}
+    for batch in batches:
+        crops = evaluation_set.pictures(batch)
+        for task in invalid:
+            units = evaluation_set.action_units(task)
+            invalid[task] += sum(
+                not _valid(text, task, units) for text in _write(model, processor, crops, task, units)
+            )
+        for task in TASKS:
+            inputs = processor(images=crops, task=task, action_units=SHARED)
+            values[task].append(
+                model.recognize(**inputs, grammar=processor.grammar(task, SHARED)).values.cpu().numpy()
+            )
+    stacked = {task: np.concatenate(parts) for task, parts in values.items()}
+    return {
+        "pictures": len(rows),
+        "invalid": {task: count / len(rows) for task, count in invalid.items()},
+        "contradictions": contradictions(stacked),
+    }
+
+
+def contradictions(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Share of clear contradictions between each two formats.
+
+    Args:
+        values (`dict[str, numpy.ndarray]`): By task, answers `(pictures, units)` about the same units.
+
+    >>> contradictions({"detection": np.array([[1, 0]]), "intensity_level": np.array([[0, 2]])})
+    {'detection / intensity_level': 0.5}
+    """
+    absent = {task: found <= CLEAR[task][0] for task, found in values.items()}
+    present = {task: found >= CLEAR[task][1] for task, found in values.items()}
+    tasks = list(values)
+    return {
+        f"{one} / {other}": float(((present[one] & absent[other]) | (absent[one] & present[other])).mean())
+        for place, one in enumerate(tasks)
+        for other in tasks[place + 1 :]
+    }
+
+
+@torch.inference_mode()
+def _write(model, processor, crops: list, task: str, units: list[str]) -> list[str]:
+    """What the model writes when nothing keeps it to the answer's form."""
+    inputs = processor(images=crops, task=task, action_units=units).to(model.device, model.dtype)
+    room = len(processor.grammar(task, units)) + 8
+    written = model.generate(**inputs, max_new_tokens=room, do_sample=False)
+    return processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _valid(text: str, task: str, units: list[str]) -> bool:
+    try:
+        parse_answer(text, task, select(units))
+    except ValueError:
+        return False
+    return True

@@ -13,7 +13,7 @@ Example:
 
 Draw every step in one picture:
 
-    python -m au_llava.datasets_scripts.augmentation --image face.jpg --output docs/augmentation.jpg
+    python -m au_llava.datasets_scripts.augmentation --image examples/surprise.jpg --output docs/augmentation.jpg
 """
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps, ImageStat
 
 from ..action_units import ActionUnit, select
-from ..face_alignment import open_image
+from ..face_alignment import find_faces, open_image
 from .instructions import Labels
 
 
@@ -187,11 +187,15 @@ def draw_sheet(image: Image.Image, columns: int = 6, seed: int = 0) -> Image.Ima
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Draw every augmentation of one face crop in one picture.")
-    parser.add_argument("--image", type=Path, required=True, help="an aligned crop")
+    parser = argparse.ArgumentParser(description="Draw every augmentation of one face in one picture.")
+    parser.add_argument("--image", type=Path, required=True, help="a photograph, or a crop with --detector none")
+    parser.add_argument("--detector", default="auto", help="see face_alignment.py")
     parser.add_argument("--output", type=Path, default=Path("docs/augmentation.jpg"))
     chosen = parser.parse_args(arguments)
-    draw_sheet(open_image(chosen.image)).save(chosen.output, quality=88)
+    faces = find_faces(open_image(chosen.image), chosen.detector, max_faces=1)
+    if not faces:
+        raise SystemExit(f"{chosen.image}: no face found; give another picture, or a crop with --detector none.")
+    draw_sheet(faces[0].crop).save(chosen.output, quality=88)
 
 
 if __name__ == "__main__":

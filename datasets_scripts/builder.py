@@ -97,6 +97,8 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(features=FEATURES)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        if self.config.name not in self.builder_configs:  # `datasets` makes up a config where none is named
+            raise ValueError(f"Give config_name, one of {', '.join(self.builder_configs)}.")
         folder = self._prepare() if self.config.data_dir is not None else Path(self.config.crops_dir)
         manifest = read_manifest(folder)
         if not manifest["complete"]:

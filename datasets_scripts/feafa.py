@@ -44,7 +44,7 @@ PARTS = tuple(
     for videos, people in zip(_VIDEOS, disfa.PARTS, strict=True)
 )  # fmt: skip
 
-PUBLISHED = {"FEAFA, part A": {"PV": 99_356}, "FEAFA+, part B": {"SN": 130_828}}
+PUBLISHED = {"PV": 99_356, "SN": 130_828}  # frames of part A and of part B
 SOURCES = {"A": ("PV",), "B": ("SN",), "AB": ("PV", "SN")}
 TOLERANCE = 1e-6  # what rounding to single precision may add to 0 or 1
 
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = preparation_parser("Detect, align and crop the faces of FEAFA or FEAFA+.")
     parser.add_argument("--part", choices=tuple(SOURCES), default="A")
     chosen = parser.parse_args(arguments)
-    published = {source: counts for source, counts in PUBLISHED.items() if set(counts) <= set(SOURCES[chosen.part])}
+    published = {"FEAFA+": {source: PUBLISHED[source] for source in SOURCES[chosen.part]}}
     run(find_recordings(chosen.data_dir, chosen.part, chosen.skip_bad_labels), chosen, published)
 
 

@@ -107,7 +107,7 @@ def compare(counts: dict[str, int], published: dict[str, dict[str, int]]) -> lis
     lines = []
     for source, theirs in published.items():
         ours = {key: sum(n for subject, n in counts.items() if subject.startswith(key)) for key in theirs}
-        others = {subject: n for subject, n in counts.items() if not subject.startswith(tuple(theirs))}
+        others = {subject: n for subject, n in counts.items() if n and not subject.startswith(tuple(theirs))}
         total, wanted = sum(counts.values()), sum(theirs.values())
         told = [f"{key}: {theirs[key]} there, {ours[key]} here ({ours[key] - theirs[key]:+d})" for key in theirs
                 if ours[key] != theirs[key]]  # fmt: skip
@@ -139,7 +139,7 @@ def draw_contact_sheet(shards: list[Path]) -> Image.Image:
             for code, value in zip(row["action_units"], row["labels"], strict=True)
             if value > 0
         ]
-        draw.text((x + 2, y + SHEET_SIDE + 1), f"{row['sequence']} {row['frame']}", fill="black", font_size=10)
+        draw.text((x + 2, y + SHEET_SIDE + 1), f"{row['sequence']} #{row['frame']}", fill="black", font_size=10)
         draw.text((x + 2, y + SHEET_SIDE + 13), " ".join(active)[:22], fill="dimgray", font_size=10)
     return sheet
 

@@ -160,6 +160,8 @@ def test_folds_by_the_other_naming_and_their_union(tree, tmp_path):
     assert tested == [{"F007"}, {"M011"}, {"F001", "M007"}]
     with pytest.raises(ValueError, match="Unknown naming"):
         load(tree, tmp_path, naming="eac")
+    with pytest.raises(ValueError, match="one of fold1, fold2, fold3"):
+        load(tree, tmp_path, None)
 
 
 def test_intensity_levels_are_an_option(tree, tmp_path):

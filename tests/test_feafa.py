@@ -121,7 +121,7 @@ def test_prepared_parts_can_be_told_apart_later(tree, tmp_path, capsys):
     out = tmp_path / "out"
     main(["--data_dir", str(tree), "--output_dir", str(out), "--detector", "none", "--workers", "1", "--part", "AB"])
     said = capsys.readouterr().out
-    assert "FEAFA, part A: 99356 frames; here 13 (-99343). PV: 99356 there, 12 here (-99344); SN010: not there" in said
+    assert "FEAFA+: 230184 frames; here 13 (-230171). PV: 99356 there, 12 here (-99344); SN: 130828 there, 1" in said
     for part, count in {"A": 12, "B": 1, "AB": 13}.items():
         builder = Feafa(config_name="paper", crops_dir=str(out), cache_dir=str(tmp_path / "cache"), part=part)
         builder.download_and_prepare()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava.action_units import ActionUnit, parse_answer, select
-from au_llava.datasets_scripts.augmentation import NOTHING
+from au_llava.datasets_scripts.augmentation import NOTHING, Augmentation
 from au_llava.datasets_scripts.instructions import (
     FEATURES,
     FreshSamples,
@@ -147,3 +148,16 @@ def test_fresh_samples_follow_numpys_global_seed():
     second = fresh[:]["prompt"]
     np.random.seed(5)
     assert fresh[:]["prompt"] == first != second
+
+
+def test_rows_are_what_trl_trains_on(processor):
+    """The loss lies on the answer and its end token alone."""
+    data = rows("bp4d", "detection", {"AU6": 1.0, "AU7": math.nan, "AU12": 0.0}, 2)
+    data = data.map(lambda row: {"images": [Image.new("RGB", (224, 224))]}, features=FEATURES)
+    for batch in (data[:], data.with_transform(FreshSamples(Augmentation()))[:]):
+        collate = DataCollatorForVisionLanguageModeling(processor, max_length=None, completion_only_loss=True)
+        tensors = collate([dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)])
+        trained = tensors["labels"][tensors["labels"] != -100].reshape(2, -1)
+        eos = processor.tokenizer.eos_token
+        assert [text.strip() for text in processor.tokenizer.batch_decode(trained)] == ["[1, 0]" + eos] * 2
+        assert tensors["pixel_values"].shape == (2, 3, 224, 224)

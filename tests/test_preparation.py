@@ -186,6 +186,9 @@ def test_counts_are_compared_in_plain_words():
         "a list: 5 frames; here 5, the same.",
         "another: 7 frames; here 5 (-2). F002: 4 there, 2 here (-2).",
     ]
+    assert report.compare({"F003": 4, "F004": 0}, {"a list": {}}) == [
+        "a list: 0 frames; here 4 (+4). F003: not there, 4 here."
+    ]
     # Differences are told even where they cancel out.
     assert report.compare({"F001": 2, "F002": 3}, published)[0].startswith("a list: 5 frames; here 5 (+0). F001: 3")
 

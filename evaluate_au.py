@@ -18,7 +18,7 @@ from evaluation import calibration
 from evaluation.answers import read_answers
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
-from evaluation.data import QUESTIONS, SYNTHETIC_SAMPLE, EvaluationSet, read_set
+from evaluation.data import QUESTIONS, SAMPLE, EvaluationSet, read_set
 from evaluation.formats import check_formats
 from evaluation.predict import load, predict, processes
 from evaluation.report import write_report
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     if args.model and not args.data_dir:
         if args.dataset != "synthetic":
             parser.error(f"--dataset {args.dataset} needs --data_dir, the folder of its prepared crops")
-        args.data_dir = str(SYNTHETIC_SAMPLE)
+        args.data_dir = str(SAMPLE)
     return args
 
 

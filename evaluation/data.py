@@ -12,10 +12,10 @@ from au_llava.action_units import PRESETS
 from au_llava.datasets_scripts.bp4d import Bp4d
 from au_llava.datasets_scripts.disfa import Disfa
 from au_llava.datasets_scripts.feafa import Feafa
+from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
 
-SYNTHETIC_SAMPLE = Path(__file__).resolve().parent.parent / "datasets_scripts" / "synthetic_faces" / "sample"
 # For each data set: the task, and the Action Units that its published results are about.
 QUESTIONS = {
     "synthetic": (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "feafa")),
@@ -97,7 +97,7 @@ def _thin(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
 
 def read_set(
     dataset: str,
-    data_dir: str | Path = SYNTHETIC_SAMPLE,
+    data_dir: str | Path = SAMPLE,
     split: str = "test",
     protocol: str = "standard",
     fold: int | None = None,

@@ -198,8 +198,8 @@ def _formats(found: dict) -> str:
     return (
         f"<h2>Form of the answers</h2><p class=note>On {found['pictures']} pictures. Invalid: plain greedy generation "
         "without the grammar does not give one array of the right length and range; under the grammar none is "
-        "invalid. Contradictions: one format calls a unit clearly present (1, level 3 or more, 0.5 or more) and the other "
-        "clearly absent (0, level 0, 0.05 or less).</p>" + _table(["", "share"], lines)
+        "invalid. Contradictions: one format calls a unit clearly present (1, level 3 or more, 0.5 or more) and the "
+        "other clearly absent (0, level 0, 0.05 or less).</p>" + _table(["", "share"], lines)
     )
 
 

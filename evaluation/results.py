@@ -26,7 +26,7 @@ def summarise(
 
     Args:
         answers (`dict[str, Answers]`): From [`read_answers`].
-        settings (`dict`): What was evaluated; kept as it is. `dataset` and `protocol` are looked up.
+        settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `model`.
         command (`str`): The command line that repeats it.
         calibration (`dict`, *optional*): From [`calibration.load`]; adds a row and reliability after calibration.
         resamples (`int`): Of people, for the intervals.
@@ -45,7 +45,7 @@ def summarise(
         }
     return {
         "settings": settings,
-        "protocol": PROTOCOLS[settings["dataset"], settings["protocol"]],
+        "protocol": _protocol(settings, answers),
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {
@@ -56,6 +56,17 @@ def summarise(
         },
         "tasks": tasks,
     }
+
+
+def _protocol(settings: dict, answers: dict[str, Answers]) -> str:
+    """The protocol in words, with what may be unfair about this use of it."""
+    words = PROTOCOLS[settings["dataset"], settings["protocol"]]
+    folds = {int(fold) for answer in answers.values() for fold in answer.folds}
+    if settings["model"] and "{fold}" not in settings["model"] and len(folds) > 1:
+        words += "; one model for all folds, which is fair only if it was trained on none of these people"
+    if folds != {0} and len(folds) < 3:
+        words += f"; only fold {', '.join(map(str, sorted(folds)))}"
+    return words
 
 
 def _published(dataset: str, task: str) -> list[dict]:

@@ -16,6 +16,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_au_llava import AuLlavaConfig
+from .face_alignment import CROP_SIZE
 from .readout_au_llava import ReadoutMixin
 
 
@@ -162,6 +163,9 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.generation_config = language_model.generation_config
         if image_token_id >= vocabulary:
             model.resize_token_embeddings(image_token_id + 1)
+        with torch.no_grad():
+            crop = torch.zeros(1, 3, CROP_SIZE, CROP_SIZE, dtype=vision_tower.dtype, device=vision_tower.device)
+            model.config.image_seq_length = len(model.get_image_features(crop).pooler_output[0])
         return model
 
     def save_pretrained(self, save_directory, **kwargs):

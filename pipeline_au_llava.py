@@ -49,13 +49,13 @@ class FacialActionUnitPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        processor, config = self.processor, self.model.config
-        patch = config.vision_config.patch_size
-        if processor.image_token_id != config.image_token_id or processor.patch_size != patch:
+        config = self.model.config
+        given = (self.processor.image_token_id, self.processor.image_tokens)
+        wanted = (config.image_token_id, config.image_seq_length)
+        if given != wanted:
             raise ValueError(
-                f"The processor (image token id {processor.image_token_id}, {processor.patch_size} pixel patches) "
-                f"does not match the model (image token id {config.image_token_id}, {patch} pixel patches); "
-                "load both from one folder."
+                f"The processor (image token id {given[0]}, {given[1]} of them a picture) does not match the model "
+                f"(image token id {wanted[0]}, {wanted[1]} of them a picture); load both from one folder."
             )
 
     def _sanitize_parameters(self, task=None, action_units=None, detector=None, max_faces=None):

@@ -99,7 +99,8 @@ class AuLlavaProcessor(LlavaProcessor):
             vision (`str`, *optional*): Hub id or folder of the vision encoder, whose picture size and normalisation
                 are taken over; `None` gives 224 x 224 pixels and ImageNet's mean and deviation, as DINOv2 has them.
             language (`str` or tokenizer): Hub id or folder of the language model, or its tokenizer.
-            patch_size (`int`, *optional*, defaults to 14): The encoder's patch size in pixels.
+            patch_size (`int`, *optional*, defaults to 14): Pixels along the side of an encoder patch; for a
+                convolutional encoder, how much smaller its last map is than the picture.
             kwargs: `prompt_layout`, `chat_template`.
         """
         side = {"height": CROP_SIZE, "width": CROP_SIZE}
@@ -122,6 +123,12 @@ class AuLlavaProcessor(LlavaProcessor):
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         tokenizer.padding_side = "left"
         return cls(image_processor, tokenizer, patch_size=patch_size, **kwargs)
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens that stand for one picture."""
+        side = self.image_processor.crop_size
+        return (side["height"] // self.patch_size) * (side["width"] // self.patch_size)
 
     def __call__(
         self,

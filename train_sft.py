@@ -6,6 +6,7 @@
 Every field of [`AuLlavaArguments`] and of TRL's `SFTConfig` may stand in the recipe or on the command line.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator
 from au_llava.datasets_scripts.instructions import Question
 from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
+from au_llava.face_alignment import CROP_SIZE
 from au_llava.shared_prefix import SharedPrefixTrainer
 
 
@@ -90,7 +92,7 @@ def main() -> None:
         processor = AuLlavaProcessor.from_backbones(
             arguments.vision,
             arguments.language,
-            patch_size=model.config.vision_config.patch_size,
+            patch_size=CROP_SIZE // math.isqrt(model.config.image_seq_length),
             gguf_file=arguments.gguf_file,
             prompt_layout=arguments.prompt_layout,
         )

@@ -11,6 +11,7 @@ Writes the encoder alone, as a folder that `AutoModel` loads. Resumes from its l
 import argparse
 import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -20,7 +21,16 @@ import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
-from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model, get_cosine_schedule_with_warmup, set_seed
+from transformers import (
+    BitImageProcessorPil,
+    ConvNextV2Config,
+    ConvNextV2Model,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedModel,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
 
 from au_llava.action_units import PRESETS, select
 
@@ -60,41 +70,55 @@ def mirrored_units(facs: int) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Vary light, colour and noise, and cover a random box, in a batch `(batch, 3, 224, 224)` of values 0 to 1."""
+    """Vary light and colour, and cover a random box, in a batch `(batch, 3, 224, 224)` of values 0 to 1."""
     batch = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(batch, *shape, generator=generator)
 
-    images = images.pow(uniform(0.7, 1.4, 1, 1, 1)) * uniform(0.85, 1.15, 3, 1, 1)
-    centre = images.mean((2, 3), keepdim=True)
-    images = (images - centre) * uniform(0.7, 1.3, 1, 1, 1) + centre + uniform(-0.1, 0.1, 1, 1, 1)
-    images = images + torch.randn(images.shape, generator=generator) * uniform(0, 0.03, 1, 1, 1)
+    images = images * uniform(0.7, 1.3, 1, 1, 1) * uniform(0.9, 1.1, 3, 1, 1) + uniform(-0.1, 0.1, 1, 1, 1)
     corners = (uniform(0, 224, 2)).int().tolist()
-    sizes = uniform(20, 80, 2).int().tolist()
-    hide = (uniform(0, 1) < 0.3).tolist()
+    sizes = uniform(20, 60, 2).int().tolist()
+    hide = (uniform(0, 1) < 0.2).tolist()
     for image, (top, left), (height, width), hidden in zip(images, corners, sizes, hide, strict=True):
         if hidden:
             image[:, top : top + height, left : left + width] = torch.rand(3, 1, 1, generator=generator)
     return images.clamp(0, 1)
 
 
+def make_encoder(architecture: str) -> PreTrainedModel:
+    """A small encoder with random weights: 16 (`convnextv2`) or 256 (`dinov2`) image tokens from 224 x 224 pixels."""
+    if architecture == "convnextv2":
+        config = ConvNextV2Config(hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 6, 2], patch_size=7, image_size=224)
+        config.hidden_size = config.hidden_sizes[-1]  # what every other encoder calls its width
+        return ConvNextV2Model(config)
+    return Dinov2Model(
+        Dinov2Config(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, image_size=224, use_mask_token=False)
+    )
+
+
 class Pretrainer(nn.Module):
     """The encoder with three linear heads that are thrown away afterwards."""
 
-    def __init__(self, config: Dinov2Config, units: int):
+    def __init__(self, encoder: PreTrainedModel, units: int):
         super().__init__()
-        self.encoder = Dinov2Model(config)
-        self.units = nn.Linear(config.hidden_size, units)
-        self.landmarks = nn.Linear(config.hidden_size, 136)
-        patches = (224 // config.patch_size) ** 2
-        self.flow = nn.Linear(config.hidden_size, 2 * 256 // patches)
+        self.encoder = encoder
+        with torch.no_grad():
+            tokens = self.tokens(torch.zeros(1, 3, 224, 224))
+        self.side = math.isqrt(tokens.shape[1])
+        self.units = nn.Linear(tokens.shape[2], units)
+        self.landmarks = nn.Linear(tokens.shape[2], 136)
+        self.flow = nn.Linear(tokens.shape[2], 2 * (16 // self.side) ** 2)
+
+    def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the language model will see: patches, `(batch, tokens, width)`, without a class token."""
+        features = self.encoder(pixel_values).last_hidden_state
+        return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        patches = self.encoder(pixel_values).last_hidden_state[:, 1:]
-        # The language model will see patches only, so what the heads read is the patches too, not the class token.
-        pooled = patches.mean(1)
-        return self.units(pooled), self.flow(patches), self.landmarks(pooled)
+        tokens = self.tokens(pixel_values)
+        pooled = tokens.mean(1)
+        return self.units(pooled), self.flow(tokens), self.landmarks(pooled)
 
 
 def main() -> None:
@@ -102,12 +126,10 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=11)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--hidden_size", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--patch_size", type=int, default=14)
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--architecture", choices=["convnextv2", "dinov2"], default="convnextv2")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -120,9 +142,9 @@ def main() -> None:
     data = read_shards(args.data_dir, args.limit)
     images, units = data["images"], torch.from_numpy(data["units"])
     flow = torch.tensor(data["flow"].astype(np.float32))
-    side = 224 // args.patch_size
-    # One row a patch, holding the displacement of the 14-pixel cells inside it.
-    cells = 16 // side
+    model = Pretrainer(make_encoder(args.architecture), units.shape[1]).to(device)
+    side, cells = model.side, 16 // model.side
+    # One row a token, holding the displacement of the 14-pixel cells inside it.
     flow = flow.view(-1, side, cells, side, cells, 2).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
     landmarks = torch.tensor(data["landmarks"]) / 112 - 1
     centre, spread = units.mean(0), units.std(0).clamp(min=1e-3)
@@ -133,17 +155,6 @@ def main() -> None:
     cell_mirror = torch.arange(cells * cells * 2).view(cells, cells, 2).flip(1).flatten()
     sign = torch.tensor([-1.0, 1.0]).repeat(cells * cells)
 
-    model = Pretrainer(
-        Dinov2Config(
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.layers,
-            num_attention_heads=args.hidden_size // 64,
-            image_size=224,
-            patch_size=args.patch_size,
-            use_mask_token=False,
-        ),
-        units.shape[1],
-    ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
     steps = len(images) // args.batch_size
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * steps * args.epochs), steps * args.epochs)

@@ -1,0 +1,158 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from PIL import Image
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from au_llava import AuLlavaProcessor
+from au_llava.datasets_scripts.augmentation import Augmentation
+from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
+from au_llava.datasets_scripts.instructions import FEATURES, Question, instruct, make_row
+from au_llava.shared_prefix import SharedPrefixTrainer
+from train_sft import LORA_TARGETS
+
+
+@pytest.fixture
+def rows():
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(8):
+        image = Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8))
+        labels = dict.fromkeys(["AU1", "AU6", "AU12"], float(number % 2))
+        origin = {"dataset": "drawn", "subject": str(number), "sequence": "", "frame": number}
+        rows.append(make_row(image, labels, "detection", instruct(labels, "detection"), **origin))
+    return rows
+
+
+@pytest.fixture(params=["text_first", "image_first"])
+def layout(request, processor):
+    return AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout=request.param)
+
+
+def make_trainer(kind, model, processor, rows, folder, peft_config=None, **settings):
+    from datasets import Dataset
+
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.1} | settings
+    arguments = SFTConfig(
+        str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, max_length=None, report_to="none",
+        remove_unused_columns=False, logging_steps=1, save_strategy="no", **settings,
+    )  # fmt: skip
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    return kind(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows, features=FEATURES),
+        processing_class=processor, data_collator=QuestionCollator(collate),
+        peft_config=peft_config,
+    )  # fmt: skip
+
+
+def test_loss_is_on_the_answer_and_its_end_only(layout, rows):
+    collator = QuestionCollator(DataCollatorForVisionLanguageModeling(layout, completion_only_loss=True))
+    batch = collator(rows[:2])
+    learnt = [layout.tokenizer.decode(line[line != -100]) for line in batch["labels"]]
+    assert learnt == [" [0, 0, 0]</s>", " [1, 1, 1]</s>"]
+
+
+def test_a_batch_asks_one_question_and_flips_keep_its_order(layout):
+    image = Image.new("RGB", (224, 224), "tan")
+    codes = [f"FEAFA{number}" for number in range(1, 25)]
+    labels = {code: number / 100 for number, code in enumerate(codes)}
+    row = make_row(image, labels, "intensity", instruct(labels, "intensity"))
+    collate = DataCollatorForVisionLanguageModeling(layout, completion_only_loss=True)
+    np.random.seed(0)
+    collator = QuestionCollator(collate, Augmentation(flip=0.5), Question(shuffle=True, subset=0.5))
+    for _ in range(5):
+        batch = collator([copy.deepcopy(row) for _ in range(6)])
+        prompts = {layout.tokenizer.decode(line[label == -100]).split(" ASSISTANT:")[0]
+                   for line, label in zip(batch["input_ids"], batch["labels"], strict=True)}  # fmt: skip
+        assert len(prompts) == 1
+
+
+def test_the_shared_prefix_gives_the_same_loss_and_gradients(tokenizer, layout, rows, tmp_path):
+    results = []
+    for kind in (SFTTrainer, SharedPrefixTrainer):
+        model = tiny_model(copy.deepcopy(tokenizer))
+        trainer = make_trainer(kind, model, layout, rows, tmp_path)
+        batch = trainer.data_collator(copy.deepcopy(rows[:4]))
+        model.train()
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        results.append((loss.detach(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}))
+    (plain, gradients), (shared, other) = results
+    torch.testing.assert_close(plain, shared, atol=1e-5, rtol=1e-4)
+    assert gradients.keys() == other.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, other[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_text_first_shares_the_whole_description(tokenizer, processor, rows, tmp_path):
+    lengths = {}
+    for name in ("text_first", "image_first"):
+        own = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout=name)
+        trainer = make_trainer(SharedPrefixTrainer, tiny_model(copy.deepcopy(tokenizer)), own, rows, tmp_path)
+        batch = trainer.data_collator(copy.deepcopy(rows[:4]))
+        lengths[name] = trainer.shared_length(batch["input_ids"])
+    assert lengths["text_first"] > 3 * lengths["image_first"]
+
+
+@pytest.mark.parametrize("kind", [SFTTrainer, SharedPrefixTrainer])
+def test_full_training_moves_every_weight_and_learns(tokenizer, processor, rows, tmp_path, kind):
+    own = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    model = tiny_model(copy.deepcopy(tokenizer))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = make_trainer(kind, model, own, rows, tmp_path, max_steps=6, learning_rate=5e-3)
+    trainer.train()
+    still = [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])]
+    assert not [name for name in still if not name.endswith("key.bias")]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("towers", ["both", "encoder", "llm"])
+def test_lora_trains_attention_of_the_chosen_towers_and_the_projector(tokenizer, processor, rows, tmp_path, towers):
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=8, target_modules=LORA_TARGETS[towers], modules_to_save=["multi_modal_projector"], task_type="CAUSAL_LM"
+    )
+    trainer = make_trainer(
+        SFTTrainer, tiny_model(copy.deepcopy(tokenizer)), processor, rows, tmp_path, peft_config=config
+    )
+    learnt = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    lora = {name for name in learnt if "lora_" in name}
+    assert learnt - lora == {
+        f"base_model.model.model.multi_modal_projector.modules_to_save.default.{part}" for part in ("weight", "bias")
+    }
+    assert len(lora) == 2 * 4 * 2 * (2 if towers == "both" else 1)  # A and B, four projections, two layers a tower
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == learnt
+
+
+def test_the_papers_lora_has_the_published_size():
+    from peft import LoraConfig, get_peft_model
+
+    from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        model = AuLlavaForConditionalGeneration(AuLlavaConfig())
+        config = LoraConfig(r=8, target_modules=LORA_TARGETS["both"], modules_to_save=["multi_modal_projector"])
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)
+    learnt = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
+    assert sum(size for name, size in learnt.items() if "lora_" in name) == 9_961_472
+    assert sum(learnt.values()) == 14_159_872
+
+
+def test_sampler_gives_every_row_once_and_whole_batches_of_one_question():
+    questions = ["a"] * 10 + ["b"] * 7
+    sampler = QuestionSampler(questions, batch_size=4, seed=0)
+    order = list(sampler)
+    assert sorted(order) == list(range(17)) and order == list(sampler)
+    for start in range(0, 12, 4):
+        assert len({questions[row] for row in order[start : start + 4]}) == 1
+    sampler.set_epoch(1)
+    assert list(sampler) != order

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from au_llava.readout_au_llava import GrammarLogitsProcessor
+from au_llava.readout_au_llava import PREFIXES, GrammarLogitsProcessor
 
 
 TASKS = ["detection", "intensity_level", "intensity"]
@@ -116,6 +116,42 @@ def test_a_right_draft_is_verified_in_one_pass_and_a_wrong_one_changes_nothing(m
     torch.testing.assert_close(right.distributions, plain.distributions, atol=1e-4, rtol=0)
     wrong = model.recognize(**inputs, grammar=grammar, draft=plain.sequences.flip(0))
     assert torch.equal(wrong.sequences, plain.sequences)
+
+
+@pytest.mark.parametrize("layout", ["image_first", "text_first"])
+def test_a_reused_prefix_changes_nothing(model, processor, layout):
+    own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout=layout)
+    grammar = own.grammar("intensity_level", "disfa")
+    for seed in range(2):  # the second batch finds the first one's prefix
+        inputs = inputs_for(own, "intensity_level", "disfa", seed=seed)
+        plain = model.recognize(**inputs, grammar=grammar, reuse_prefix=False)
+        reused = model.recognize(**inputs, grammar=grammar)
+        assert torch.equal(plain.sequences, reused.sequences)
+        torch.testing.assert_close(plain.distributions, reused.distributions, atol=1e-5, rtol=0)
+
+
+def test_prefixes_are_forgotten_when_weights_change_and_are_few(model, processor):
+    own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    changing = copy.deepcopy(model)
+
+    def answer(units="bp4d"):
+        return changing.recognize(**inputs_for(own, "detection", units), grammar=own.grammar("detection", units))
+
+    before = answer()
+    with torch.no_grad():
+        changing.model.language_model.layers[0].self_attn.v_proj.weight.mul_(-1)
+    after = answer()
+    fresh = copy.deepcopy(changing)
+    fresh._prefixes = None
+    expected = fresh.recognize(**inputs_for(own, "detection", "bp4d"), grammar=own.grammar("detection", "bp4d"))
+    assert not torch.allclose(before.distributions, after.distributions)
+    torch.testing.assert_close(after.distributions, expected.distributions, atol=1e-5, rtol=0)
+    for code in ("AU1", "AU2", "AU4", "AU5", "AU6", "AU7"):
+        answer(code)
+    assert len(changing._prefixes[1]) == PREFIXES
+    assert answer().distributions.dtype == torch.float32
+    changing.to(torch.bfloat16)
+    assert answer().distributions.isfinite().all()
 
 
 def test_bfloat16_answers_are_valid(model, processor):

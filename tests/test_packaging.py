@@ -51,7 +51,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
 
 
 def snippets() -> list[str]:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     return [block for block in blocks if block.startswith("from transformers")]
 
 
@@ -77,7 +77,7 @@ def test_the_model_card_is_valid():
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_readme_names_the_make_targets(target):
     assert f"make {target}" in (ROOT / "README.md").read_text()
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 def test_the_tree_stays_small():

@@ -1,6 +1,6 @@
-"""Pictures for people: bars per Action Unit, face boxes on a photograph, and both on one sheet.
+"""Pictures for people: bars per Action Unit, face boxes on a photograph, both on one sheet, and a video's time line.
 
-Every function takes what [`FacialActionUnitPipeline`] gives, and gives a PIL image. The colours are Okabe and Ito's
+Most functions take what [`FacialActionUnitPipeline`] gives, and give a PIL image. The colours are Okabe and Ito's
 (2008), which people with any kind of colour vision tell apart; no meaning rests on colour alone.
 
 Example:
@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .action_units import get_task
@@ -196,3 +197,41 @@ def _title(task: str) -> str:
 def _face_title(face: dict, place: int, count: int) -> str:
     which = f"Face {face.get('id', place)}. " if count > 1 or "id" in face else ""
     return which + _title(face["task"])
+
+
+def draw_timeline(values: dict[int, np.ndarray], units: dict[str, str], task: str, seconds: float, title: str = ""):
+    """How the Action Units of a video's faces change over time, as a heat map for each face.
+
+    Args:
+        values (`dict[int, np.ndarray]`): By face id, `(units, steps)` expected values in the task's range, equal steps
+            of time; NaN (drawn white) where the face was not seen.
+        units (`dict[str, str]`): The names of the Action Units by code, in the order of the values' rows.
+        task (`str`): The task that the values answer.
+        seconds (`float`): Duration of the video.
+        title (`str`, *optional*): A line above.
+
+    Returns:
+        `matplotlib.figure.Figure`: To show in a notebook or to save as PNG, PDF or SVG.
+
+    Raises:
+        ValueError: No face.
+    """
+    from matplotlib.figure import Figure
+
+    if not values:
+        raise ValueError("A time line needs at least one face; no face was found.")
+    chosen = get_task(task)
+    figure = Figure(figsize=(11, 0.9 + len(values) * (0.75 + 0.24 * len(units))), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    all_axes = figure.subplots(len(values), sharex=True, squeeze=False)[:, 0]
+    for axes, (number, rows) in zip(all_axes, values.items(), strict=True):
+        picture = axes.imshow(
+            rows, aspect="auto", interpolation="nearest", cmap="cividis",
+            vmin=chosen.values[0], vmax=chosen.values[-1], extent=(0, seconds, len(units) - 0.5, -0.5),
+        )  # fmt: skip
+        axes.set_yticks(range(len(units)), [f"{code} {name}" for code, name in units.items()], fontsize=8)
+        axes.set_title(f"Face {number}", fontsize=10, loc="left")
+    all_axes[-1].set_xlabel("time in seconds")
+    scale = "probability that it is present" if len(chosen.values) == 2 else f"{chosen.answer}; mean"
+    figure.colorbar(picture, ax=all_axes, fraction=0.03, pad=0.01).set_label(scale, fontsize=8)
+    return figure

@@ -1,4 +1,4 @@
-"""The command `au-llava`: Action Units of photographs, for people who do not write Python."""
+"""The command `au-llava`: Action Units of photographs and videos, for people who do not write Python."""
 
 import os
 import sys
@@ -36,14 +36,18 @@ def parser() -> ArgumentParser:
         made.add_argument("--detector", default="auto", metavar="NAME", help=detectors)
         made.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
 
-    made = command("recognize", _recognize, "Recognise Action Units in photographs.", _EXAMPLES)
-    inputs = "pictures, folders, patterns, addresses, or - for a list of them on standard input"
+    made = command("recognize", _recognize, "Recognise Action Units in photographs and videos.", _EXAMPLES)
+    inputs = "pictures, videos, folders, patterns, addresses, or - for a list of them on standard input"
     made.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
     made.add_argument("--task", choices=[*TASKS, "all"], help="what to ask (default: detection)")
     units(made)
     output = "a .csv, .jsonl or .parquet file, or - for JSON Lines (default: tables to read)"
     made.add_argument("--output", metavar="FILE", help=output)
-    made.add_argument("--overlay", type=Path, metavar="DIR", help="also draw boxes and bars, a picture for each input")
+    overlay = "also draw boxes and bars, a picture or film for each input"
+    made.add_argument("--overlay", type=Path, metavar="DIR", help=overlay)
+    made.add_argument(
+        "--fps", type=_rate, metavar="N", help="look at N frames of each second of a video (default: all)"
+    )
     made.add_argument("--openface", action="store_true", help="name the columns as OpenFace 2 does: AU12_c, AU12_r")
     made.add_argument("--max-faces", type=_positive, metavar="N", help="at most N faces a picture, the largest")
     made.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="faces at a time (default: 8)")
@@ -67,6 +71,7 @@ examples:
   au-llava recognize portrait.jpg --task all
   au-llava recognize photos/ --task intensity_level --action-units AU6,AU12 --output smiles.csv --overlay drawn/
   find . -name '*.png' | au-llava recognize - --output all.parquet
+  au-llava recognize talk.mp4 --fps 5 --output talk.csv --overlay drawn/
 
 {EXIT_CODES}"""
 
@@ -77,7 +82,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-_positive.__name__ = "whole number above 0"  # argparse shows it: "invalid whole number above 0 value: '0'"
+def _rate(text: str) -> float:
+    if not 0 < float(text) < 1000:
+        raise ValueError
+    return float(text)
+
+
+# argparse shows these names: "invalid whole number above 0 value: '0'"
+_positive.__name__, _rate.__name__ = "whole number above 0", "number of frames a second"
 
 
 # torch takes seconds to import; help and describe do without.

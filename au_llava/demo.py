@@ -12,8 +12,9 @@ from PIL import Image
 from . import default_checkpoint
 from .action_units import TASKS, describe, get_task
 from .drawing import answer_text, draw_faces
+from .inputs import PICTURES
 from .photos import Photo, check_detector, detector_name, load_pipeline, provenance, questions, recognize
-from .recognize import PICTURES, face_heading
+from .recognize import face_heading
 from .tables import replaced, text_table
 
 

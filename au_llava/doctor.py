@@ -1,6 +1,7 @@
 """`au-llava doctor`: what is installed, what is found, whether recognition works, and how to mend what does not."""
 
 import platform
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
@@ -31,6 +32,10 @@ def run(arguments: Namespace) -> int:
             print(f"  {name:<16} {version(name)}")
         except PackageNotFoundError:
             print(f"  {name:<16} missing; mend: pip install {name}")
+    sound = (
+        "found" if shutil.which("ffmpeg") else "missing; without it films have no sound: install it for your system"
+    )
+    print(f"  {'ffmpeg':<16} {sound}")
     print("\nChecks")
     load = cache(lambda: load_pipeline(arguments.model, arguments.device))
     checks: list[tuple[str, Callable[[], str]]] = [

@@ -8,19 +8,21 @@ from pathlib import Path
 class Journal:
     """The finished parts of a job and their rows.
 
-    A part is one line of JSON. A line that was cut off when the job was killed is dropped, and its part done again.
+    A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed is
+    dropped, and what it held is done again.
 
     Args:
         path (`Path`): The journal's file. It is made, or continued where it holds parts of the same job.
         settings (`dict`): What the rows depend on, JSON-serialisable. A journal of other settings is started anew.
 
     Attributes:
-        done (`dict[str, bool]`): Each finished part, and whether it failed.
+        done, failed (`set[str]`): The parts that are finished, and those with a row whose `status` is `failed`.
     """
 
     def __init__(self, path: Path, settings: dict):
         self.path = path
-        self.done: dict[str, bool] = {}
+        self.done: set[str] = set()
+        self.failed: set[str] = set()
         path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps({"settings": settings}).encode() + b"\n"
         length = self._read(head) if path.is_file() else 0
@@ -48,11 +50,14 @@ class Journal:
         self._file.flush()
 
     def _note(self, entry: dict) -> None:
-        self.done[entry["part"]] = any(row["status"] == "failed" for row in entry["rows"])
+        if entry["done"]:
+            self.done.add(entry["part"])
+        if any(row["status"] == "failed" for row in entry["rows"]):
+            self.failed.add(entry["part"])
 
-    def add(self, part: str, rows: list[dict]) -> None:
-        """Note that a part is finished, and keep its rows; a row's `status` tells whether it failed."""
-        entry = {"part": part, "rows": rows}
+    def add(self, part: str, rows: list[dict], done: bool = True) -> None:
+        """Keep rows of a part, and note whether it is finished with them."""
+        entry = {"part": part, "done": done, "rows": rows}
         self._write(json.dumps(entry).encode() + b"\n")
         self._note(entry)
 

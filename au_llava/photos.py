@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -96,18 +96,20 @@ def recognize(
     detector: str = "auto",
     max_faces: int | None = None,
     batch_size: int = 8,
+    opened: Callable[[Any], Image.Image] = open_image,
 ) -> Generator[Photo, None, None]:
     """Find the faces of every picture once and ask each question about them.
 
     Pictures are opened and searched on a thread of their own while the model works on the ones before. Faces of
     several pictures share a batch. A picture that cannot be read gives a [`Photo`] with its error; the others go on.
+    `opened` makes a source an upright picture.
     """
 
     def found(source: Any) -> Photo:
         try:
             if isinstance(source, str) and Path(source).is_dir():
                 raise ValueError(f"{source}: this folder holds no pictures; check the path.")
-            image = open_image(source)
+            image = opened(source)
             return Photo(source, image, find_faces(image, detector, max_faces))
         except (OSError, ValueError) as error:
             return Photo(source, error=str(error))

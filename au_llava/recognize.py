@@ -1,11 +1,10 @@
-"""`au-llava recognize`: photographs and folders of them in, a table of faces and Action Units out."""
+"""`au-llava recognize`: photographs and videos in, a table of faces and Action Units out."""
 
-import glob
 import json
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,49 +12,10 @@ from tqdm import tqdm
 
 from .action_units import TASKS
 from .drawing import draw_sheet
+from .inputs import expand, is_video, place_below
 from .journal import Journal
 from .photos import Photo, Question, check_detector, load_pipeline, provenance, questions, recognize
-from .tables import FORMATS, columns, openface_columns, replaced, rows, text_table, write_table
-
-
-PICTURES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".jp2",
-    ".ppm",
-)
-
-
-def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
-    """Every picture that the inputs name, each once, in order.
-
-    Args:
-        inputs: Files, http(s) addresses, folders (searched with all below them), patterns such as `"day?/*.jpg"`, or
-            `"-"` for a list of those on standard input, one a line. What names no picture is kept, to be reported.
-        leave_out (`Path`, *optional*): A folder whose pictures are not inputs.
-    """
-    found: list[str] = []
-    for text in inputs:
-        if text == "-":
-            found += expand((line.strip() for line in sys.stdin if line.strip()), leave_out)
-        elif Path(text).is_dir():
-            files = [path for path in Path(text).rglob("*") if path.suffix.lower() in PICTURES]
-            files = [path for path in files if not path.name.startswith(".") and leave_out not in path.parents]
-            found += [str(path) for path in sorted(files)] or [text]
-        elif glob.has_magic(text) and not Path(text).exists():
-            found += sorted(glob.glob(text, recursive=True)) or [text]
-        else:
-            found.append(text)
-    return list(dict.fromkeys(found))
+from .tables import FORMATS, Column, columns, openface_columns, replaced, rows, text_table, write_table
 
 
 def run(arguments: Namespace) -> int:
@@ -66,48 +26,100 @@ def run(arguments: Namespace) -> int:
     if output and output.suffix not in FORMATS:
         raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
     inputs = expand(arguments.input, arguments.overlay)
+    if not output and any(map(is_video, inputs)):
+        raise ValueError("Videos need --output FILE.csv, .jsonl or .parquet.")
     check_detector(arguments.detector)
     pipe = load_pipeline(arguments.model, arguments.device)
     if arguments.openface:
         _tell_mapping(asked, chosen)
+    if not output:
+        return 1 if _print_all(pipe, inputs, asked, chosen, arguments) else 0
 
-    settings = {"asked": [[task, [unit.line() for unit in units]] for task, units in asked]}
-    settings |= {"max faces": arguments.max_faces} | provenance(pipe, arguments.detector)
-    settings.pop("date")
-    journal = output and Journal(output.with_name(output.name + ".partial"), settings)
-    todo = [name for name in inputs if not journal or name not in journal.done]
+    about = provenance(pipe, arguments.detector)
+    settings = {"asked": [[task, [unit.line() for unit in units]] for task, units in asked], "fps": arguments.fps}
+    settings |= {"max faces": arguments.max_faces} | {name: text for name, text in about.items() if name != "date"}
+    journal = Journal(output.with_name(output.name + ".partial"), settings)
+    todo = [name for name in inputs if name not in journal.done]
     if len(todo) < len(inputs):
         print(f"{len(inputs) - len(todo)} of {len(inputs)} inputs were done before.", file=sys.stderr)
-    photos = recognize(pipe, todo, asked, arguments.detector, arguments.max_faces, arguments.batch_size)
-    failed = 0
     try:
-        with closing(photos):
-            for photo in tqdm(photos, total=len(todo), unit="picture", disable=None if output else True):
-                found = rows(photo, photo.source)
-                if arguments.overlay and photo.image:
-                    _save_overlay(photo, arguments.overlay, inputs)
-                failed += bool(photo.error)
-                if photo.error:
-                    print(f"au-llava: {photo.error}", file=sys.stderr)
-                if journal:
-                    journal.add(photo.source, found)
-                elif arguments.output == "-":
-                    named = ({column.name: column.value(row) for column in chosen} for row in found)
-                    print(*map(json.dumps, named), sep="\n", flush=True)
-                else:
-                    _print(photo)
+        _do_photos(journal, pipe, [name for name in todo if not is_video(name)], asked, arguments, inputs)
+        for name in filter(is_video, todo):
+            _do_video(journal, pipe, name, asked, arguments)
+        for name in filter(is_video, inputs):
+            _show_video(journal, name, asked, arguments, inputs)
     except BaseException:
-        if journal:
-            journal.close()
-            kept = f"{len(journal.done)} of {len(inputs)} inputs are kept"
-            print(f"Stopped; {kept}. The same command goes on from there.", file=sys.stderr)
+        kept = f"{len(journal.done)} of {len(inputs)} inputs are done"
+        print(f"Stopped; {kept}. The same command goes on from there.", file=sys.stderr)
+        journal.close()
         raise
-    if output and journal:
-        write_table(output, journal.rows(set(inputs)), chosen, provenance(pipe, arguments.detector))
-        failed = sum(journal.done[name] for name in inputs)
-        journal.remove()
-        print(f"{len(inputs)} inputs, {failed} failed: {output}, described in {output}.columns.json", file=sys.stderr)
+    write_table(output, journal.rows(set(inputs)), chosen, about)
+    failed = len(journal.failed & set(inputs))
+    journal.remove()
+    print(f"{len(inputs)} inputs, {failed} failed: {output}, described in {output}.columns.json", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _search(arguments: Namespace) -> dict:
+    return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size")}
+
+
+def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:
+    """Show every photograph on standard output as it comes; how many failed."""
+    failed = 0
+    with closing(recognize(pipe, inputs, asked, **_search(arguments))) as photos:
+        for photo in photos:
+            _save_overlay(photo, arguments.overlay, inputs)
+            failed += bool(photo.error)
+            if photo.error:
+                print(f"au-llava: {photo.error}", file=sys.stderr)
+            if arguments.output == "-":
+                for row in rows(photo, photo.source):
+                    print(json.dumps({column.name: column.value(row) for column in chosen}), flush=True)
+            else:
+                _print(photo)
+    return failed
+
+
+def _do_photos(journal: Journal, pipe, names: list[str], asked, arguments: Namespace, inputs: list[str]) -> None:
+    with closing(recognize(pipe, names, asked, **_search(arguments))) as photos:
+        for photo in tqdm(photos, total=len(names), unit="picture", disable=None if names else True):
+            _save_overlay(photo, arguments.overlay, inputs)
+            if photo.error:
+                print(f"au-llava: {photo.error}", file=sys.stderr)
+            journal.add(photo.source, rows(photo, photo.source))
+
+
+def _do_video(journal: Journal, pipe, name: str, asked: list[Question], arguments: Namespace) -> None:
+    from .videos import Video, recognize_video
+
+    try:
+        video, earlier = Video.open(name), journal.rows({name})
+        some = recognize_video(pipe, video, asked, arguments.fps, earlier, **_search(arguments))
+        with closing(some), tqdm(desc=name, total=round(video.count / video.rate, 1), unit="s", disable=None) as bar:
+            for found in some:
+                journal.add(name, found, done=False)
+                bar.update(round(found[-1]["time"] - bar.n, 1))
+        journal.add(name, [])
+    except (OSError, ValueError) as error:
+        print(f"au-llava: {error}", file=sys.stderr)
+        journal.add(name, [{"file": name, "status": "failed", "error": str(error)}])
+
+
+def _show_video(journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: list[str]) -> None:
+    """The time lines beside the table and, where overlays are asked for, the film."""
+    from .films import write_film, write_timelines
+    from .videos import Video
+
+    def found() -> Iterator[dict]:
+        return (row for row in journal.rows({name}) if "frame" in row)
+
+    if any(True for _ in found()):
+        video, place = Video.open(name), place_below(name, inputs)
+        stem = Path(f"{arguments.output}.{'_'.join(place.parts)}")
+        write_timelines(stem, video, found, asked, arguments.fps)
+        if arguments.overlay:
+            write_film(arguments.overlay / place.with_name(place.name + ".mp4"), video, found(), asked[0])
 
 
 def _asked(arguments: Namespace) -> list[Question]:
@@ -146,13 +158,8 @@ def face_heading(name: str, place: int, count: int, entry: dict) -> str:
     return f"{name}, face {place} of {count}, {f'box {box}' if box else 'the whole picture'}{score}"
 
 
-def _save_overlay(photo: Photo, folder: Path, inputs: list[str]) -> None:
-    """Names follow the inputs' folders below the one that holds them all, so that no two pictures share one."""
-    if photo.source.startswith(("http://", "https://")):
-        name = Path(re.sub(r"[^\w.-]+", "_", photo.source))
-    else:
-        local = [Path(text).absolute().parent for text in inputs if not text.startswith(("http://", "https://"))]
-        top = next(path for path in (local[0], *local[0].parents) if all(path in (p, *p.parents) for p in local))
-        name = Path(photo.source).absolute().relative_to(top)
-    with replaced(folder / name.with_name(name.name + ".png")) as draft:
-        draw_sheet(photo.image, *photo.answers).save(draft)
+def _save_overlay(photo: Photo, folder: Path | None, inputs: list[str]) -> None:
+    if folder and photo.image:
+        place = place_below(photo.source, inputs)
+        with replaced(folder / place.with_name(place.name + ".png")) as draft:
+            draw_sheet(photo.image, *photo.answers).save(draft)

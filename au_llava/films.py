@@ -1,0 +1,141 @@
+"""Pictures of a video whose rows are there: the film with boxes, ids and bars, and its time lines."""
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .drawing import draw_bars, draw_faces, draw_timeline
+from .photos import Question
+from .tables import replaced
+from .videos import Video
+
+
+HEIGHT = 480  # pixels; smaller videos are enlarged, so that bars and names can be read
+STEPS, FACES = 800, 4  # at most, in a time line
+
+
+def entry(row: dict, question: Question) -> dict:
+    """A row's face as the pipeline would give it, for one question."""
+    task, units = question
+    box = [row.get(f"box_{side}") for side in ("x0", "y0", "x1", "y1")]
+    answers = {}
+    for unit in units:
+        key = f"{unit.code}_{task}"
+        answers[unit.code] = {"name": unit.name, "value": row[key], "expected_value": row[f"{key}_expected"]}
+    return {"id": row["face"], "task": task, "box": None if None in box else box, "action_units": answers}
+
+
+def write_film(target: Path, video: Video, rows: Iterator[dict], question: Question) -> None:
+    """Write the video again with boxes and ids on its faces and, beside it, their bars.
+
+    Frames between two that were looked at show the answers of the earlier one. Times are kept, with a variable frame
+    rate too. Where ffmpeg is installed, the sound is kept and the film is H.264, which browsers play.
+
+    Args:
+        target (`Path`): An `.mp4` file.
+        rows (`Iterator[dict]`): The video's rows, in the order of its frames.
+        question (`Question`): Which answers to show.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(target) as draft, TemporaryDirectory(dir=target.parent) as folder:
+        silent, writer, written = Path(folder, "silent.mp4"), None, 0
+        for time, picture in _pictures(video, rows, question):
+            if writer is None:
+                code = cv2.VideoWriter.fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(silent), code, video.rate, (picture.width, picture.height))
+            pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
+            while written <= time * video.rate + 1e-6:
+                writer.write(pixels)
+                written += 1
+        if writer:
+            writer.release()
+        if shutil.which("ffmpeg"):
+            command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", str(silent), "-i", video.path, "-map", "0:v"]
+            command += ["-map", "1:a?", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", str(draft)]
+            subprocess.run(command, check=True)
+        else:
+            silent.replace(draft)
+
+
+def _pictures(video: Video, rows: Iterator[dict], question: Question) -> Iterator[tuple[float, Image.Image]]:
+    """When each frame of the film is shown, and what it shows."""
+    groups = ((number, list(group)) for number, group in groupby(rows, lambda row: row["frame"]))
+    coming, faces, panel = next(groups, None), [], None
+    for frame in video.frames():
+        while coming and coming[0] <= frame.number:
+            faces = [entry(row, question) for row in coming[1] if row["status"] == "ok"]
+            coming, panel = next(groups, None), None
+        scale = max(1.0, HEIGHT / frame.image.height)
+        width, height = (2 * round(side * scale / 2) for side in frame.image.size)  # H.264 wants even sides
+        picture = Image.new("RGB", (width + max(360, height * 3 // 4 // 2 * 2), height), "white")
+        if panel is None:
+            panel = _panel(faces, picture.width - width, height)
+        boxes = [face | {"box": face["box"] and [side * scale for side in face["box"]]} for face in faces]
+        picture.paste(draw_faces(frame.image.resize((width, height)), boxes), (0, 0))
+        picture.paste(panel, (width, 0))
+        yield frame.time, picture
+
+
+def _panel(faces: list[dict], width: int, height: int) -> Image.Image:
+    """The bars of as many faces as fit, the lowest ids first."""
+    panel, top = Image.new("RGB", (width, height), "white"), 0
+    for face in sorted(faces, key=lambda face: face["id"]):
+        bars = draw_bars(
+            face["action_units"], face["task"], width, f"Face {face['id']}: {face['task'].replace('_', ' ')}"
+        )
+        if top and top + bars.height > height:
+            break
+        bars.thumbnail((width, height))
+        panel.paste(bars, (0, top))
+        top += bars.height
+    return panel
+
+
+def write_timelines(
+    stem: Path, video: Video, rows: Callable[[], Iterator[dict]], asked: list[Question], per_second: float | None
+) -> list[Path]:
+    """Write a time line for each question, `STEM.task.png`, of the faces seen longest; the paths written.
+
+    Args:
+        rows: Gives the video's rows in order. They are taken twice and only means over short steps are kept, so that
+            memory does not grow with the video.
+        per_second (`float`, *optional*): How many frames of each second were looked at; all by default.
+    """
+    counts: Counter[int] = Counter()
+    seconds = 0.0
+    for row in rows():
+        seconds = row["time"] + 1 / video.rate
+        counts.update([row["face"]] if row["status"] == "ok" else [])
+    longest = sorted(number for number, _ in counts.most_common(FACES))
+    if not longest:
+        return []
+    # Fewer steps than frames, so that none is empty by chance.
+    steps = max(1, min(STEPS, int(0.9 * seconds * min(per_second or video.rate, video.rate))))
+    keys = [f"{unit.code}_{task}_expected" for task, units in asked for unit in units]
+    sums, seen = np.zeros((len(longest), len(keys), steps)), np.zeros((len(longest), steps))
+    for row in rows():
+        if row.get("face") in longest:
+            face, step = longest.index(row["face"]), min(int(row["time"] / seconds * steps), steps - 1)
+            sums[face, :, step] += [row[key] for key in keys]
+            seen[face, step] += 1
+    with np.errstate(invalid="ignore"):
+        means = sums / seen[:, None]  # NaN where a face was not seen
+    written, start = [], 0
+    for task, units in asked:
+        part = means[:, start : start + len(units)]
+        start += len(units)
+        path, names = stem.with_name(f"{stem.name}.{task}.png"), {unit.code: unit.name for unit in units}
+        title = f"{Path(video.path).name}: {task.replace('_', ' ')}"
+        figure = draw_timeline(dict(zip(longest, part, strict=True)), names, task, seconds, title)
+        with replaced(path) as draft:
+            figure.savefig(draft)
+        written.append(path)
+    return written

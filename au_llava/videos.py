@@ -1,0 +1,147 @@
+"""Videos frame by frame, in constant memory: decoding, faces, answers and ids."""
+
+import math
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+from PIL import Image
+
+from .photos import Photo, Question, recognize
+from .tables import rows
+from .tracking import Tracker
+
+
+GROUP = 64  # frames whose rows are given, and kept, together
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a video: its number from 0, when it is shown in seconds, and the upright picture."""
+
+    number: int
+    time: float
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a video says of itself.
+
+    Args:
+        path: Its file.
+        rate: Frames a second, on average; 25 where the file does not say.
+        count: How many frames it should have; 0 where the file does not say.
+    """
+
+    path: str
+    rate: float
+    count: int
+
+    @classmethod
+    def open(cls, path: str) -> "Video":
+        """Look at a video file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds no video that can be read.
+        """
+        with closing_capture(path) as capture:
+            rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        return cls(path, rate if 0 < rate < 1000 and math.isfinite(rate) else 25.0, max(0, int(count)))
+
+    def frames(self, per_second: float | None = None, start: int = 0) -> Iterator[Frame]:
+        """The frames in order, turned upright; those before number `start` are passed over.
+
+        Args:
+            per_second (`float`, *optional*): Keep so many frames of each second; all by default.
+            start (`int`, defaults to 0): The number of the first frame that may be kept.
+        """
+        number, time, due = -1, -1.0, 0.0
+        with closing_capture(self.path) as capture:
+            while capture.grab():
+                number += 1
+                stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                time = stamp if stamp > time else time + 1 / self.rate  # some files have no time stamps
+                if per_second and time < due - 1e-6:
+                    continue
+                if per_second:
+                    due = (math.floor(time * per_second + 1e-6) + 1) / per_second
+                if number >= start:
+                    read, pixels = capture.retrieve()
+                    if not read:
+                        break
+                    yield Frame(number, time, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
+
+
+class closing_capture(closing):  # noqa: N801
+    """An opened video, closed at the end of the block."""
+
+    def __init__(self, path: str):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file; check the path (the current folder is {Path.cwd()}).")
+        capture = cv2.VideoCapture(path)
+        if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
+            raise ValueError(f"{path}: no video stream that can be read; convert it, or check that it is whole.")
+        super().__init__(capture)
+
+    def __exit__(self, *reason):
+        self.thing.release()
+
+
+def recognize_video(
+    pipe,
+    video: Video,
+    asked: list[Question],
+    per_second: float | None = None,
+    earlier: Iterable[dict] = (),
+    **search,
+) -> Generator[list[dict], None, None]:
+    """The rows of a video, `GROUP` frames at a time.
+
+    Args:
+        per_second (`float`, *optional*): Look at so many frames of each second; all by default.
+        earlier (`Iterable[dict]`): Groups of an earlier run, which are not given again; the work goes on after them.
+        search: `detector`, `max_faces`, `batch_size` of [`recognize`].
+
+    Raises:
+        ValueError: The video ends before its time; the rows until there have been given.
+    """
+    tracker = Tracker(max(1.0, 3 / (per_second or video.rate)))
+    start, seen = 0, -1
+    for row in earlier:
+        start, seen = row["frame"] + 1, row["frame"]
+        if row["status"] == "ok":
+            tracker.note(row["time"], [(row["face"], _box(row))])
+    frames = video.frames(per_second, start)
+    ready: list[dict] | None = None
+    while ready != []:  # batches start anew with each group, so that a job that goes on makes the same batches
+        ready = []
+        some = recognize(pipe, islice(frames, GROUP), asked, opened=lambda frame: frame.image, **search)
+        with closing(some):
+            for photo in some:
+                seen = photo.source.number
+                ready += _rows(photo, video.path, tracker)
+        if ready:
+            yield ready
+    if seen < 0:
+        raise ValueError(f"{video.path}: not one frame can be read; convert it, or check that it is whole.")
+    # Containers may count a few frames too many; what is missing here is more than that and more than sampling skips.
+    if video.count - seen > 3 + 0.05 * video.count + video.rate / (per_second or video.rate):
+        raise ValueError(f"{video.path}: damaged after frame {seen} of {video.count}; the rows until there are kept.")
+
+
+def _box(row: dict) -> tuple[float, float, float, float]:
+    # A picture that is a face crop has no box: it is the same face all along.
+    return tuple(row.get(f"box_{side}") or 0.0 for side in ("x0", "y0", "x1", "y1"))  # type: ignore[return-value]
+
+
+def _rows(photo: Photo, name: str, tracker: Tracker) -> list[dict]:
+    found, when = rows(photo, name), round(photo.source.time, 6)
+    faces = [row for row in found if row["status"] == "ok"]
+    for row, number in zip(faces, tracker.update(when, [_box(row) for row in faces]), strict=True):
+        row["face"] = number
+    return [row | {"frame": photo.source.number, "time": when} for row in found]

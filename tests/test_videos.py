@@ -1,0 +1,232 @@
+"""Videos: frames and their times, ids that stay, jobs that go on, and what is made beside the table."""
+
+import copy
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_model
+from PIL import Image
+from skimage.data import astronaut
+
+from au_llava.__main__ import main
+from au_llava.drawing import draw_timeline
+from au_llava.tracking import Tracker
+from au_llava.videos import Video
+
+
+needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer, processor):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+def write(path, pictures, rate=10):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, pictures[0].size)
+    for picture in pictures:
+        writer.write(cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
+    writer.release()
+
+
+def ffmpeg(*arguments):
+    subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)], check=True)
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    """25 frames of 96 x 64 pixels, 10 a second, ever brighter."""
+    monkeypatch.chdir(tmp_path)
+    write("clip.mp4", [Image.new("RGB", (96, 64), (number * 10, 0, 0)) for number in range(25)])
+    return "clip.mp4"
+
+
+def recognize(folder, *arguments, detector="none"):
+    return main(["recognize", *arguments, "--model", folder, "--detector", detector])
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_frames_have_numbers_times_and_pictures(clip):
+    frames = list(Video.open(clip).frames())
+    assert [frame.number for frame in frames] == list(range(25))
+    assert np.allclose([frame.time for frame in frames], np.arange(25) / 10)
+    red = [np.asarray(frame.image)[..., 0].mean() for frame in frames]
+    assert np.allclose(red, np.arange(25) * 10, atol=6)
+    assert [frame.number for frame in Video.open(clip).frames(start=20)] == [20, 21, 22, 23, 24]
+
+
+@pytest.mark.parametrize(
+    ("rate", "numbers"), [(1, [0, 10, 20]), (4, [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]), (50, range(25))]
+)
+def test_sampling_takes_the_first_frame_of_each_step(clip, rate, numbers):
+    assert [frame.number for frame in Video.open(clip).frames(rate)] == list(numbers)
+    assert [frame.number for frame in Video.open(clip).frames(rate, 10)] == [n for n in numbers if n >= 10]
+
+
+@needs_ffmpeg
+def test_variable_rate_and_rotation(clip):
+    ffmpeg("-i", clip, "-vf", "setpts='if(lt(N,10),N/10,1+(N-10)/5)/TB'", "-fps_mode", "vfr", "slow.mkv")
+    times = [frame.time for frame in Video.open("slow.mkv").frames()]
+    assert np.allclose(times, [*np.arange(10) / 10, *(1 + np.arange(15) / 5)], atol=0.002)
+    assert [frame.number for frame in Video.open("slow.mkv").frames(1)] == [0, 10, 15, 20]
+    ffmpeg("-i", clip, "-c", "copy", "-metadata:s:v", "rotate=90", "turned.mp4")
+    if "rotation" in subprocess.run(["ffprobe", "turned.mp4"], capture_output=True, text=True).stderr:
+        assert next(Video.open("turned.mp4").frames()).image.size == (64, 96)
+
+
+def test_a_row_for_each_frame_and_a_time_line(clip, folder):
+    assert recognize(folder, clip, "--task", "all", "--output", "t.csv") == 0
+    rows = read("t.csv")
+    assert [int(row["frame"]) for row in rows] == list(range(25))
+    assert np.allclose([float(row["time"]) for row in rows], np.arange(25) / 10)
+    assert {(row["file"], row["status"], row["face"]) for row in rows} == {(clip, "ok", "1")}
+    assert all(row["AU12_intensity_level"] in "012345" for row in rows)
+    for task in ("detection", "intensity_level", "intensity"):
+        with Image.open(f"t.csv.clip.mp4.{task}.png") as picture:
+            assert picture.width == 1320
+
+
+@needs_ffmpeg
+def test_the_film_keeps_time_and_sound(clip, folder):
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=2.5", "-i", clip, "-c:v", "copy", "-map", "0", "-map", "1", "sound.mp4")
+    assert recognize(folder, "sound.mp4", clip, "--fps", "2", "--output", "t.jsonl", "--overlay", "drawn") == 0
+    found = subprocess.run(["ffprobe", "drawn/sound.mp4.mp4"], capture_output=True, text=True).stderr
+    assert "Audio: aac" in found and "h264" in found and "Duration: 00:00:02.5" in found
+    frames = list(Video.open("drawn/sound.mp4.mp4").frames())
+    assert len(frames) == 25 and frames[0].image.size == (720 + 360, 480)
+    assert np.asarray(frames[20].image)[100:300, 100:300, 0].mean() > 150  # the video's picture is there, enlarged
+    assert np.asarray(frames[20].image)[:, 720:].std() > 20  # and bars beside it
+    assert sorted(path.name for path in Path("drawn").iterdir()) == ["clip.mp4.mp4", "sound.mp4.mp4"]
+
+
+def test_bad_videos_lose_nothing(clip, folder, tmp_path):
+    data = Path(clip).read_bytes()
+    Path("cut.mp4").write_bytes(data[: len(data) // 2])
+    Path("zero.mp4").touch()
+    Path("text.mov").write_text("no video")
+    Image.new("RGB", (60, 60)).save("photo.png")
+    assert recognize(folder, "cut.mp4", "zero.mp4", "text.mov", "none.avi", clip, "photo.png", "--fps", "1",
+                     "--output", "t.csv") == 1  # fmt: skip
+    rows = read("t.csv")
+    failed = {row["file"] for row in rows if row["status"] == "failed"}
+    assert failed == {"cut.mp4", "zero.mp4", "text.mov", "none.avi"}
+    assert all(row["file"] in row["error"] for row in rows if row["status"] == "failed")
+    assert [row["frame"] for row in rows if row["file"] == clip] == ["0", "10", "20"]
+    assert [row["frame"] for row in rows if row["file"] == "photo.png"] == [""]
+
+
+@needs_ffmpeg
+def test_what_stands_before_the_damage_is_kept(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 255, (100, 64, 96, 3), dtype=np.uint8)
+    write("noise.mp4", [Image.fromarray(picture) for picture in noise])
+    ffmpeg("-i", "noise.mp4", "-c", "copy", "-movflags", "faststart", "fast.mp4")
+    data = Path("fast.mp4").read_bytes()
+    Path("fast.mp4").write_bytes(data[: len(data) // 2])
+    assert recognize(folder, "fast.mp4", "--output", "t.csv") == 1
+    *rows, last = read("t.csv")
+    assert 30 < len(rows) < 60 and {row["status"] for row in rows} == {"ok"}
+    assert last["status"] == "failed" and "damaged after frame" in last["error"]
+
+
+def test_videos_need_a_table_to_go_to(clip, folder, capsys):
+    assert recognize(folder, clip) == 2
+    assert "--output" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recognize(folder, clip, "--fps", "0")
+
+
+def test_faces_are_followed(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    person = Image.fromarray(astronaut()).crop((130, 10, 330, 210)).resize((120, 120))
+    pictures = []
+    for number in range(6):
+        picture = Image.new("RGB", (320, 130), "#556677")
+        if number != 3:
+            picture.paste(person, (4 * number, 5))
+        if number > 1:
+            picture.paste(person, (196 - 3 * number, 5))
+        pictures.append(picture)
+    write("pair.mp4", pictures)
+    assert recognize(folder, "pair.mp4", "--output", "t.csv", "--overlay", "drawn", detector="cascade") == 0
+    seen = {(int(row["frame"]), int(row["face"])): float(row["box_x0"]) for row in read("t.csv")}
+    assert {number for number, face in seen if face == 1} == {0, 1, 2, 4, 5}
+    assert {number for number, face in seen if face == 2} == {2, 3, 4, 5}
+    assert all((x < 100) == (face == 1) for (_, face), x in seen.items())
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_file(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 255, (200, 8, 12, 3), dtype=np.uint8)
+    write("long.mp4", [Image.fromarray(picture).resize((96, 64)) for picture in noise])
+    command = [sys.executable, "-m", "au_llava", "recognize", "long.mp4", "--model", folder, "--detector", "none"]
+    command += ["--output", "t.csv"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen([*command, "--output", "t.csv"], env=environment, stderr=subprocess.DEVNULL)
+    journal, until = Path("t.csv.partial"), time.monotonic() + 300
+    while (not journal.exists() or journal.read_bytes().count(b"\n") < 2) and time.monotonic() < until:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    done = journal.read_bytes().count(b"\n") - 1
+    assert 0 < done < 4 and not Path("t.csv").exists()
+    with journal.open("ab") as file:
+        file.write(b'{"part": "long.mp4", "done": fal')
+    assert recognize(folder, "long.mp4", "--output", "t.csv") == 0
+    assert not journal.exists()
+    assert recognize(folder, "long.mp4", "--output", "whole.csv") == 0
+    assert Path("t.csv").read_text() == Path("whole.csv").read_text()
+
+
+def test_ids_follow_places():
+    tracker = Tracker(patience=1.0)
+    left, right = (0, 0, 100, 100), (300, 0, 400, 100)
+    assert tracker.update(0.0, [left, right]) == [1, 2]
+    assert tracker.update(0.1, [right, left]) == [2, 1]
+    assert tracker.update(0.2, []) == []
+    assert tracker.update(0.9, [(60, 0, 160, 100)]) == [1]  # moved on while it was not seen
+    assert tracker.update(1.0, [(60, 0, 85, 25)]) == [3]  # a much smaller face is someone else
+    assert tracker.update(2.5, [right]) == [4]  # too late
+    assert tracker.update(2.6, [(150, 500, 250, 600), (330, 0, 430, 100)]) == [5, 4]
+
+
+def test_crossing_faces_keep_their_ids():
+    tracker = Tracker()
+    for step in range(21):
+        x = 10 * step
+        boxes = [(x, 0, x + 60, 60), (200 - x, 40, 260 - x, 100)]
+        assert tracker.update(step / 25, boxes) == [1, 2]
+
+
+def test_a_time_line_shows_the_values():
+    values = {1: np.linspace(0, 5, 20).reshape(2, 10), 4: np.full((2, 10), np.nan)}
+    figure = draw_timeline(
+        values, {"AU1": "Inner Brow Raiser", "AU12": "Lip Corner Puller"}, "intensity_level", 2.5, "x"
+    )
+    *axes, bar = figure.axes
+    assert [one.get_title(loc="left") for one in axes] == ["Face 1", "Face 4"]
+    assert np.array_equal(axes[0].images[0].get_array(), values[1])
+    assert axes[0].images[0].get_clim() == (0, 5) and axes[0].images[0].get_extent()[:2] == [0, 2.5]
+    assert [label.get_text() for label in axes[1].get_yticklabels()] == [
+        "AU1 Inner Brow Raiser",
+        "AU12 Lip Corner Puller",
+    ]
+    assert "0 (absent) to 5 (maximum)" in bar.get_ylabel()
+    with pytest.raises(ValueError, match="no face"):
+        draw_timeline({}, {}, "detection", 1.0)

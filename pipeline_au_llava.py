@@ -26,6 +26,7 @@ class FacialActionUnitPipeline(Pipeline):
             [`ActionUnit`]s in it.
         detector (`str`, defaults to `"auto"`): `auto`, `scrfd`, `cascade`, `none` (the picture is a face crop
             already), or the path of an SCRFD `.onnx` file.
+        calibrated (`bool`, defaults to `True`): Use the checkpoint's temperatures and thresholds, where it has them.
         max_faces (`int`, *optional*): Keep at most so many faces of a photograph, the largest first.
         batch_size (`int`, defaults to 8): Faces that go through the model together.
 
@@ -58,8 +59,8 @@ class FacialActionUnitPipeline(Pipeline):
                 f"(image token id {wanted[0]}, {wanted[1]} of them a picture); load both from one folder."
             )
 
-    def _sanitize_parameters(self, task=None, action_units=None, detector=None, max_faces=None):
-        question = {"task": task, "action_units": action_units}
+    def _sanitize_parameters(self, task=None, action_units=None, detector=None, max_faces=None, calibrated=None):
+        question = {"task": task, "action_units": action_units, "calibrated": calibrated}
         search = {"detector": detector, "max_faces": max_faces}
         question, search = ({k: v for k, v in group.items() if v is not None} for group in (question, search))
         return search, question, {}
@@ -68,7 +69,7 @@ class FacialActionUnitPipeline(Pipeline):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
         task = question.get("task", "detection")
-        question = {"task": task, "action_units": select(question.get("action_units"), task)}
+        question |= {"task": task, "action_units": select(question.get("action_units"), task)}
         size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
         if size < 1:
             raise ValueError(f"batch_size is {size}; give 1 or more.")
@@ -111,13 +112,16 @@ class FacialActionUnitPipeline(Pipeline):
             logger.warning(f"No face found in {name or _name(image)}.")
         return faces
 
-    def _forward(self, faces: list[Face], task: str, action_units: list, batch_size: int) -> list[dict]:
+    def _forward(
+        self, faces: list[Face], task: str, action_units: list, batch_size: int, calibrated: bool = True
+    ) -> list[dict]:
         """Recognise the Action Units of faces, some at a time."""
         grammar, answers = self.processor.grammar(task, action_units), []
         for start in range(0, len(faces), batch_size):
             crops = [face.crop for face in faces[start : start + batch_size]]
             inputs = self.processor(images=crops, task=task, action_units=action_units)
-            answers += self.processor.read(self.model.recognize(**inputs, grammar=grammar), task, action_units)
+            recognition = self.model.recognize(**inputs, grammar=grammar)
+            answers += self.processor.read(recognition, task, action_units, calibrated)
         return answers
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:

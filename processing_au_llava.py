@@ -1,5 +1,7 @@
 """AuLlavaProcessor: an image and a task become tensors, and answers become named numbers again."""
 
+from dataclasses import replace
+
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
 
@@ -60,6 +62,8 @@ class AuLlavaProcessor(LlavaProcessor):
             description, as LLaVA does; `"text_first"` puts it after, so that the text can be computed once for many
             images.
         chat_template (`str`, *optional*): A template of your own instead of the Vicuna layout.
+        calibration (`dict`, *optional*): By task, a `temperature` for the probabilities and, for `detection`,
+            `thresholds` by Action Unit code; `evaluate_au.py --calibrate` fits and stores them.
 
     Example:
 
@@ -78,11 +82,13 @@ class AuLlavaProcessor(LlavaProcessor):
         patch_size: int = 14,
         prompt_layout: str = "image_first",
         chat_template: str | None = None,
+        calibration: dict[str, dict] | None = None,
         **kwargs,
     ):
         if prompt_layout not in CHAT_TEMPLATES:
             raise ValueError(f"Unknown prompt_layout {prompt_layout!r}; accepted: {', '.join(CHAT_TEMPLATES)}.")
         self.prompt_layout = prompt_layout
+        self.calibration = calibration or {}
         if chat_template is None or chat_template in CHAT_TEMPLATES.values():
             chat_template = CHAT_TEMPLATES[prompt_layout]
         # Only patches become image tokens: the model drops the encoder's class and register tokens.
@@ -219,8 +225,30 @@ class AuLlavaProcessor(LlavaProcessor):
             count=count,
         )
 
-    def read(self, recognition: Recognition, task: str, action_units=None) -> list[dict[str, dict]]:
-        """Name the numbers of a [`Recognition`].
+    def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:
+        """Apply what was fitted on a validation split: the task's temperature, and thresholds on P(present)."""
+        if task not in self.calibration:
+            return recognition
+        fitted, allowed = self.calibration[task], torch.tensor(get_task(task).values)
+        logits = recognition.distributions.cpu().clamp(min=1e-12).log() / fitted["temperature"]
+        distributions = logits.softmax(-1)
+        expected, values = distributions @ allowed, recognition.values.cpu()
+        if "thresholds" in fitted:
+            limits = [fitted["thresholds"].get(unit.code, 0.5) for unit in select(action_units, task)]
+            values = (expected >= torch.tensor(limits)).float()
+        chosen = (values[..., None] - allowed).abs().argmin(-1, keepdim=True)
+        return replace(
+            recognition,
+            values=values,
+            probabilities=distributions.gather(-1, chosen).squeeze(-1),
+            expected_values=expected,
+            distributions=distributions,
+        )
+
+    def read(
+        self, recognition: Recognition, task: str, action_units=None, calibrated: bool = True
+    ) -> list[dict[str, dict]]:
+        """Name the numbers of a [`Recognition`], after [`calibrate`] unless `calibrated` is `False`.
 
         Returns:
             `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task);
@@ -228,6 +256,8 @@ class AuLlavaProcessor(LlavaProcessor):
             `detection` is the probability that the unit is present. All JSON-serialisable.
         """
         chosen, units = get_task(task), select(action_units, task)
+        if calibrated:
+            recognition = self.calibrate(recognition, task, units)
         columns = (recognition.values, recognition.probabilities, recognition.expected_values)
         return [
             {

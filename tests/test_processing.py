@@ -11,8 +11,8 @@ from au_llava.readout_au_llava import Recognition
 
 
 VICUNA = (
-    "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions. USER: <image>\n{question} ASSISTANT:"
+    "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: <image>\n{question} ASSISTANT:"
 )
 
 
@@ -127,6 +127,28 @@ def test_reading_names_the_values(processor):
             "WINK": {"name": "Wink", "value": 0, "probability": 0.5, "expected_value": 0.25},
         }
     ]
+
+
+def test_calibration_moves_probabilities_and_thresholds_and_is_stored(processor, tmp_path):
+    own = AuLlavaProcessor(
+        processor.image_processor, processor.tokenizer, patch_size=56,
+        calibration={"detection": {"temperature": 2.0, "thresholds": {"AU12": 0.7}}},
+    )  # fmt: skip
+    own.save_pretrained(tmp_path)
+    own = AuLlavaProcessor.from_pretrained(tmp_path)
+    present = torch.tensor([[0.8, 0.8]])
+    recognition = Recognition(
+        sequences=torch.zeros(1, 1, dtype=torch.long), values=torch.ones(1, 2), probabilities=present,
+        expected_values=present, distributions=torch.stack([1 - present, present], -1), forwards=1,
+    )  # fmt: skip
+    (units,) = own.read(recognition, "detection", "AU6,AU12")
+    softer = 0.8**0.5 / (0.8**0.5 + 0.2**0.5)  # two thirds: above AU6's usual half, below AU12's 0.7
+    assert [unit["value"] for unit in units.values()] == [1, 0]
+    assert [unit["expected_value"] for unit in units.values()] == pytest.approx([softer, softer], abs=1e-5)
+    assert [unit["probability"] for unit in units.values()] == pytest.approx([softer, 1 - softer], abs=1e-5)
+    (plain,) = own.read(recognition, "detection", "AU6,AU12", calibrated=False)
+    assert [unit["value"] for unit in plain.values()] == [1, 1]
+    assert own.read(recognition, "intensity", "FEAFA1,FEAFA2")[0]["FEAFA1"]["probability"] == pytest.approx(0.8)
 
 
 def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):

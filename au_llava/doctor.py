@@ -10,11 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from PIL import Image
 
-from . import __version__
+from . import FacialActionUnitPipeline, __version__
 from .action_units import TASKS
 from .face_alignment import find_faces
 from .photos import detector_name, load_pipeline, questions, recognize
-from .pipeline_au_llava import FacialActionUnitPipeline
 
 
 PACKAGES = (

@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+from transformers.utils import logging
 
-from . import __version__, default_checkpoint
+from . import (
+    AuLlavaForConditionalGeneration,
+    AuLlavaProcessor,
+    FacialActionUnitPipeline,
+    __version__,
+    default_checkpoint,
+)
 from .action_units import ActionUnit, get_task, select
 from .face_alignment import Face, find_faces, open_image
-from .pipeline_au_llava import FacialActionUnitPipeline
 
 
 Question = tuple[str, list[ActionUnit]]
@@ -47,18 +55,7 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> Facial
     Raises:
         ValueError: There is no AU-LLaVA at that place, or its files are damaged.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, PreTrainedConfig
-    from transformers.utils import logging
-
-    from .configuration_au_llava import AuLlavaConfig
-    from .modeling_au_llava import AuLlavaForConditionalGeneration
-    from .processing_au_llava import AuLlavaProcessor
-
     logging.disable_progress_bar()
-    AutoConfig.register(
-        "au_llava", AuLlavaConfig, exist_ok=True
-    )  # else transformers asks to run the folder's own code
     place = model or default_checkpoint()
     remedy = "give a folder that save_pretrained wrote or the id of an AU-LLaVA on the Hub"
     try:

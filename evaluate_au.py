@@ -23,6 +23,7 @@ from evaluation.formats import check_formats
 from evaluation.predict import load, predict, processes
 from evaluation.report import write_report
 from evaluation.results import summarise, write_json
+from evaluation.robustness import curves, damaged
 from evaluation.table import task_table
 
 
@@ -49,13 +50,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--formats", type=int, default=0, help="check free text and contradictions on so many pictures"
     )
+    parser.add_argument("--robustness", type=int, default=0, help="damage so many pictures in 30 ways")
     parser.add_argument("--update_card", action="store_true", help="write the results into the README.md of --model")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
-    if not args.model and (args.calibrate or args.update_card or args.formats):
-        parser.error("--calibrate, --update_card and --formats need --model")
+    if not args.model and (args.calibrate or args.update_card or args.formats or args.robustness):
+        parser.error("--calibrate, --update_card, --formats and --robustness need --model")
     if args.model and not args.data_dir:
         if args.dataset != "synthetic":
             parser.error(f"--dataset {args.dataset} needs --data_dir, the folder of its prepared crops")
@@ -89,6 +91,9 @@ def main() -> None:
     stored = args.predictions
     if args.model:
         stored = predict(evaluation_set, args.model, args.output, args.batch_size, args.dtype, args.tasks)
+    if args.robustness:
+        worse = damaged(evaluation_set, args.robustness)
+        harmed = predict(worse, args.model, Path(args.output, "robustness"), args.batch_size, args.dtype, args.tasks)
     if not processes().is_main_process:
         return
 
@@ -97,6 +102,8 @@ def main() -> None:
     if args.formats:
         model, processor = load(args.model, args.dtype)
         results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size)
+    if args.robustness:
+        results["robustness"] = curves(read_answers(harmed))
     write_json(results, args.output, "results.json")
     report = write_report(results, answers, args.output, evaluation_set)
     if args.update_card:

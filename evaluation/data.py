@@ -1,6 +1,7 @@
 """What is asked of a model on each data set, and the rows it is asked about."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class EvaluationSet:
         folds (`list[int]`): The test fold that each picture belongs to, from 1; 0 where the set has one test split.
         labels (`dict`): task to array `(samples, units)`, NaN where unknown, in the order of `QUESTIONS`.
         groups (`list[dict[str, str]]`): What else is known of each picture, such as the apparent skin tone.
+        change (*optional*): Called with a picture and its row, gives the picture that the model sees instead.
     """
 
     name: str
@@ -65,6 +67,7 @@ class EvaluationSet:
     folds: list[int]
     labels: dict[str, np.ndarray]
     groups: list[dict[str, str]]
+    change: Callable[[Image.Image, int], Image.Image] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -72,7 +75,10 @@ class EvaluationSet:
     def pictures(self, rows: list[int]) -> list[Image.Image]:
         """Some of the face crops."""
         (column,) = self.images.column_names
-        return [item[0] if isinstance(item, list) else item for item in self.images[rows][column]]
+        pictures = [item[0] if isinstance(item, list) else item for item in self.images[rows][column]]
+        if self.change is None:
+            return pictures
+        return [self.change(picture, row) for picture, row in zip(pictures, rows, strict=True)]
 
     def fingerprint(self) -> str:
         """The same for the same pictures and labels, and else another."""
@@ -88,11 +94,17 @@ class EvaluationSet:
         return list(PRESETS[dict(QUESTIONS[self.name])[task]])
 
 
+def spread(count: int, limit: int | None) -> list[int]:
+    """At most `limit` of `count` rows, evenly spread, so that a quick look sees all people.
+
+    >>> spread(10, 4)
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, count - 1, min(limit or count, count)).astype(int).tolist()
+
+
 def _thin(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
-    """At most `limit` rows, spread evenly, so that a quick look sees all people."""
-    if limit is None or limit >= len(rows):
-        return rows
-    return rows.select(np.linspace(0, len(rows) - 1, limit).astype(int))
+    return rows if limit is None else rows.select(spread(len(rows), limit))
 
 
 def read_set(

@@ -5,7 +5,7 @@ import torch
 
 from au_llava.action_units import PRESETS, TASKS, parse_answer, select
 
-from .data import EvaluationSet
+from .data import EvaluationSet, spread
 
 
 # A format says clearly that a unit is absent up to the first number, and clearly that it is present from the second.
@@ -29,7 +29,7 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         of picture and unit pairs, over the units in `SHARED`, that one format calls clearly present and another
         clearly absent, for each pair of formats.
     """
-    rows = np.linspace(0, len(evaluation_set) - 1, min(pictures, len(evaluation_set))).astype(int).tolist()
+    rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     invalid = dict.fromkeys(evaluation_set.labels, 0)
     values = {task: [] for task in TASKS}

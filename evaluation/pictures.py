@@ -157,6 +157,32 @@ def densities(answers: Answers) -> str:
         return _svg(figure)
 
 
+def robustness_curves(task: dict) -> str:
+    """A score against the strength of each damage; the band is its 95 % interval.
+
+    Args:
+        task (`dict`): One task of [`robustness.curves`].
+    """
+    names = list(task["damages"])
+    with matplotlib.rc_context(_STYLE | {"font.size": 7.5}):
+        figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+        for axes, name in zip(figure.subplots(2, 3, sharey=True).flat, names, strict=True):
+            damage = task["damages"][name]
+            value, low, high = (
+                np.array([_number(entry[key]) for entry in (task["clean"], *damage["scores"])])
+                for key in ("value", "low", "high")
+            )
+            places = np.arange(len(value))
+            axes.fill_between(places, low, high, color=BLUE, alpha=0.2, linewidth=0)
+            axes.plot(places, value, "o-", color=BLUE, ms=4)
+            axes.axhline(value[0], color=GREY, linewidth=1, linestyle="--")
+            axes.set_xticks(places, ["as is", *(f"{strength:g}" for strength in damage["strengths"])])
+            axes.set_title(f"{name} ({damage['unit']})", fontsize=7.5)
+            axes.set_ylim(bottom=0)
+        figure.supylabel(NAMES[task["metric"]], fontsize=8)
+        return _svg(figure)
+
+
 def _name(unit: str) -> str:
     """`AU12 Lip Corner Puller`; units of a user's own have only their code here."""
     return f"{unit} {CATALOGUE[unit].name}" if unit in CATALOGUE else unit

@@ -47,6 +47,8 @@ def write_report(
     parts = [_HEAD % escape(title), f"<h1>{escape(title)}</h1>", _facts(results)]
     for task, result in results["tasks"].items():
         parts.append(_task(task, result, answers[task], results["protocol"], evaluation_set))
+    if "robustness" in results:
+        parts.append(_robustness(results["robustness"]))
     if "formats" in results:
         parts.append(_formats(results["formats"]))
     parts.append("</body></html>\n")
@@ -190,6 +192,30 @@ def _calibration(task: str, result: dict) -> str:
         + _table([f"probability of {what}", "ECE", "Brier score"], lines)
         + _figure(pictures.reliability_diagram(found), f"Reliability of the probability of {what}.")
     )
+
+
+def _robustness(found: dict) -> str:
+    parts = ["<h2>Robustness</h2>"]
+    for task, result in found.items():
+        caption = (
+            f"{NAMES[result['metric']]} of {task} on {result['pictures']} pictures, as they are (dashed) and damaged; "
+            "the band is the 95 % interval over people."
+        )
+        names = [
+            [
+                name,
+                *(
+                    f"{strength:g}: {number(entry['value'])}"
+                    for strength, entry in zip(damage["strengths"], damage["scores"], strict=True)
+                ),
+            ]
+            for name, damage in result["damages"].items()
+        ]
+        head = [NAMES[result["metric"]], "mild", "", "", "", "strong"]
+        clean = ["as it is", with_interval(result["clean"]), "", "", "", ""]
+        lines = [(clean, True), *((cells, False) for cells in names)]
+        parts.append(_figure(pictures.robustness_curves(result), caption) + _table(head, lines))
+    return "\n".join(parts)
 
 
 def _formats(found: dict) -> str:

@@ -23,6 +23,7 @@ from evaluation.formats import check_formats
 from evaluation.predict import load, predict
 from evaluation.published import PUBLISHED
 from evaluation.results import summarise
+from evaluation.robustness import curves, damaged
 from evaluation.scores import MODEL, score, score_row
 
 
@@ -61,7 +62,7 @@ def faces():
 
 
 @pytest.mark.parametrize(
-    "name", ["answers", "bootstrap", "calibration", "faces", "formats", "table", "predict", "compare"]
+    "name", ["answers", "bootstrap", "calibration", "data", "faces", "formats", "table", "predict", "compare"]
 )
 def test_examples(name):
     module = import_module(f"evaluation.{name}")
@@ -126,7 +127,19 @@ def test_command_scores_and_scores_again(folder, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     first, again = tmp_path / "first", tmp_path / "again"
-    out = run("--model", folder, "--output", str(first), "--limit", "20", "--update_card", "--formats", "4")
+    out = run(
+        "--model",
+        folder,
+        "--output",
+        str(first),
+        "--limit",
+        "20",
+        "--update_card",
+        "--formats",
+        "4",
+        "--robustness",
+        "2",
+    )
     assert "always positive" in out and "always zero" in out
     run("--predictions", str(first), "--output", str(again))
     results, rescored = (json.loads((path / "results.json").read_text()) for path in (first, again))
@@ -354,3 +367,16 @@ def test_missing_shards_say_how_to_make_them(tmp_path):
 def test_free_text_and_contradictions(folder, faces):
     found = check_formats(*load(folder), faces, pictures=3)
     assert found["pictures"] == 3 and set(found["invalid"]) == set(TASKS) and len(found["contradictions"]) == 3
+
+
+def test_robustness_damages_the_same_pictures_for_every_model(folder, faces, tmp_path):
+    worse, again = damaged(faces, 2), damaged(faces, 2)
+    assert len(worse) == 2 * 31
+    assert np.array_equal(worse.pictures([0])[0], faces.pictures([0])[0])
+    for row in range(2, 62):
+        one, other = (np.asarray(some.pictures([row])[0]) for some in (worse, again))
+        assert np.array_equal(one, other) and one.shape == (224, 224, 3)
+        assert not np.array_equal(one, worse.pictures([row % 2])[0]), worse.samples[row]
+    answers = read_answers(predict(worse, folder, tmp_path, tasks=["detection"]))
+    found = curves(answers, resamples=10)["detection"]
+    assert found["pictures"] == 2 and [len(kind["scores"]) for kind in found["damages"].values()] == [5] * 6

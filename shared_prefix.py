@@ -6,6 +6,7 @@ from transformers import DynamicCache
 from trl import SFTTrainer
 
 from .datasets_scripts.collator import QuestionSampler
+from .processing_au_llava import AuLlavaProcessor
 
 
 class SharedPrefixTrainer(SFTTrainer):
@@ -18,6 +19,8 @@ class SharedPrefixTrainer(SFTTrainer):
         kwargs: As for `SFTTrainer`, with rows of `instructions.FEATURES`. Gradient checkpointing must be off, for it
             keeps no cache.
     """
+
+    processing_class: AuLlavaProcessor
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -48,6 +51,6 @@ class SharedPrefixTrainer(SFTTrainer):
 
     def shared_length(self, input_ids: torch.Tensor) -> int:
         """Tokens that all rows `(batch, length)` begin with, up to the image."""
-        image = input_ids == self.model.config.image_token_id
-        same = (input_ids == input_ids[:1]).all(0) & ~image.any(0)
+        image = input_ids == self.processing_class.image_token_id
+        same = torch.eq(input_ids, input_ids[:1]).all(0) & ~image.any(0)
         return int(same.int().argmin())

@@ -32,7 +32,9 @@ __all__ = ["__version__", "default_checkpoint", *_HOMES]
 
 def default_checkpoint() -> str:
     """The folder of the checkpoint that comes with the package: the repository root, or the installed package."""
-    return str(Path(find_spec(f"{__name__}.configuration_au_llava").origin).parent)
+    spec = find_spec(f"{__name__}.configuration_au_llava")
+    assert spec and spec.origin  # it lies beside this file, or in the folder added above
+    return str(Path(spec.origin).parent)
 
 
 @cache

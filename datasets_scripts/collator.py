@@ -13,9 +13,9 @@ from .instructions import Question, instruct
 class QuestionCollator:
     """Puts one question to all pictures of a batch, then lets TRL's collator tokenise it.
 
-    The units asked about and their order are drawn once a batch, so that all its prompts have the same text, whose keys
-    and values need computing only once. Random numbers come from numpy's global generator, which `transformers` seeds
-    and restores when a training run is resumed.
+    The units asked about and their order are drawn once a batch, so that all its prompts have the same text, whose
+    keys and values need computing only once. Random numbers come from numpy's global generator, which `transformers`
+    seeds and restores when a training run is resumed.
 
     Args:
         collate (`Callable`): TRL's `DataCollatorForVisionLanguageModeling`.

@@ -38,26 +38,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data_dir", help="folder of prepared Parquet shards; the committed sample for synthetic")
     parser.add_argument("--split", default="test")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
-    parser.add_argument(
-        "--fold", type=int, choices=(1, 2, 3), help="all three by default, where the protocol has folds"
-    )
+    parser.add_argument("--fold", type=int, choices=(1, 2, 3), help="by default all three, where there are folds")
     parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
     parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
-    parser.add_argument(
-        "--calibrate", action="store_true", help="first fit on the split validation, and store in --model"
-    )
+    parser.add_argument("--calibrate", action="store_true", help="first fit on split validation; store in --model")
     parser.add_argument("--calibration", help="model folder whose calibration is used; --model by default")
-    parser.add_argument(
-        "--formats", type=int, default=0, help="check free text and contradictions on so many pictures"
-    )
+    parser.add_argument("--formats", type=int, default=0, help="on so many pictures, free text and contradictions")
+    parser.add_argument("--beside", nargs="+", default=[], help="folders of other predictions: one more row each")
     parser.add_argument("--robustness", type=int, default=0, help="damage so many pictures in 30 ways")
     parser.add_argument("--update_card", action="store_true", help="write the results into the README.md of --model")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
-    if not args.model and (args.calibrate or args.update_card or args.formats or args.robustness):
-        parser.error("--calibrate, --update_card, --formats and --robustness need --model")
+    one_model = args.model and "{fold}" not in args.model
+    if not one_model and (args.calibrate or args.update_card or args.formats or args.robustness):
+        parser.error("--calibrate, --update_card, --formats and --robustness need one --model, without {fold}")
     if args.model and not args.data_dir:
         if args.dataset != "synthetic":
             parser.error(f"--dataset {args.dataset} needs --data_dir, the folder of its prepared crops")
@@ -98,7 +94,8 @@ def main() -> None:
         return
 
     answers, fitted = read_answers(stored), calibration.load(args.calibration or args.model)
-    results = summarise(answers, vars(args), shlex.join(["python", *sys.argv]), fitted, args.resamples)
+    beside = {Path(folder).name: read_answers(folder) for folder in args.beside}
+    results = summarise(answers, vars(args), shlex.join(["python", *sys.argv]), fitted, beside, args.resamples)
     if args.formats:
         model, processor = load(args.model, args.dtype)
         results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size)

@@ -28,8 +28,12 @@ def compare(first: dict[str, Answers], second: dict[str, Answers], resamples: in
     return {task: _compare_task(first[task], second[task], resamples) for task in shared}
 
 
-def _compare_task(first: Answers, second: Answers, resamples: int) -> list[dict]:
-    # Runs with several processes or other limits may hold the pictures in another order.
+def same_pictures(first: Answers, second: Answers) -> tuple[Answers, Answers]:
+    """Both in the same order of pictures.
+
+    Raises:
+        ValueError: They differ in pictures, people, folds, labels or Action Units.
+    """
     first, second = (answers.take(np.argsort(answers.samples, kind="stable")) for answers in (first, second))
     for what in ("samples", "subjects", "folds", "labels"):
         if not np.array_equal(one := first.__dict__[what], other := second.__dict__[what], equal_nan=what == "labels"):
@@ -39,6 +43,11 @@ def _compare_task(first: Answers, second: Answers, resamples: int) -> list[dict]
             )
     if first.action_units != second.action_units:
         raise ValueError(f"{first.task}: the Action Units of the two predictions differ.")
+    return first, second
+
+
+def _compare_task(first: Answers, second: Answers, resamples: int) -> list[dict]:
+    first, second = same_pictures(first, second)
     if is_detection(first.task):
         sums_of, scores_of, metrics = bootstrap.detection_sums, bootstrap.detection_scores, ("f1",)
     else:

@@ -106,8 +106,8 @@ def confusion(answers: Answers) -> str:
     columns = 4
     lines = -(-len(units) // columns)
     with matplotlib.rc_context(_STYLE | {"font.size": 7}):
-        figure = Figure(figsize=(1.9 * columns, 2.05 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False)
+        figure = Figure(figsize=(2.2 * columns, 1.7 * lines))
+        grid = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"hspace": 0.45, "wspace": 0.75})
         for axes in grid.flat[len(units) :]:
             axes.set_axis_off()
         for place, (axes, unit) in enumerate(zip(grid.flat, units, strict=False)):
@@ -125,8 +125,8 @@ def confusion(answers: Answers) -> str:
             axes.set_title(unit, fontsize=8)
             axes.set_xticks(range(levels))
             axes.set_yticks(range(levels), [f"{level} (n={count[level]:.0f})" for level in range(levels)])
-        figure.supxlabel("answered level", fontsize=8)
-        figure.supylabel("true level", fontsize=8)
+        figure.supxlabel("answered level", fontsize=8, y=0.03)
+        figure.supylabel("true level", fontsize=8, x=0.03)
         return _svg(figure)
 
 
@@ -136,7 +136,7 @@ def densities(answers: Answers) -> str:
     columns = 6
     lines = -(-len(units) // columns)
     with matplotlib.rc_context(_STYLE | {"font.size": 7}):
-        figure = Figure(figsize=(1.3 * columns, 1.45 * lines), layout="constrained")
+        figure = Figure(figsize=(1.25 * columns, 1.35 * lines))
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(units) :]:
             axes.set_axis_off()
@@ -152,8 +152,8 @@ def densities(answers: Answers) -> str:
             axes.set_title(unit, fontsize=7.5, pad=2)
             axes.set_xticks([0, top])
             axes.set_yticks([0, top])
-        figure.supxlabel("true intensity", fontsize=8)
-        figure.supylabel("expected value of the answer", fontsize=8)
+        figure.supxlabel("true intensity", fontsize=8, y=0.04)
+        figure.supylabel("expected value of the answer", fontsize=8, x=0.07)
         return _svg(figure)
 
 

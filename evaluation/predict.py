@@ -108,7 +108,7 @@ def predict(
     for name, (fold, task, rows) in mine:
         if loaded is None or loaded[0] != sources[fold]:
             loaded = (sources[fold], *load(sources[fold], dtype))
-        _write(name, pa.Table.from_pylist(_ask(evaluation_set, task, rows, *loaded[1:], batch_size, progress), SCHEMA))
+        write(name, pa.Table.from_pylist(_ask(evaluation_set, task, rows, *loaded[1:], batch_size, progress), SCHEMA))
     progress.close()
     state.wait_for_everyone()
     if state.is_main_process:
@@ -153,7 +153,7 @@ def _ask(evaluation_set: EvaluationSet, task: str, rows: list[int], model, proce
     return answers
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def write(path: Path, table: pa.Table) -> None:
     """Write a file that is either whole or not there."""
     draft = path.with_suffix(".tmp")
     pq.write_table(table, draft, compression="zstd")

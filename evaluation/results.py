@@ -14,13 +14,19 @@ from au_llava import __version__
 
 from .answers import Answers
 from .calibration import apply, reliability
+from .compare import same_pictures
 from .data import PROTOCOLS
 from .published import PUBLISHED
 from .scores import score
 
 
 def summarise(
-    answers: dict[str, Answers], settings: dict, command: str, calibration: dict | None = None, resamples: int = 1000
+    answers: dict[str, Answers],
+    settings: dict,
+    command: str,
+    calibration: dict | None = None,
+    beside: dict[str, dict[str, Answers]] | None = None,
+    resamples: int = 1000,
 ) -> dict:
     """Score every task, and note model, data, versions and command.
 
@@ -29,13 +35,15 @@ def summarise(
         settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `model`.
         command (`str`): The command line that repeats it.
         calibration (`dict`, *optional*): From [`calibration.load`]; adds a row and reliability after calibration.
+        beside (`dict`, *optional*): Other models' answers about the same pictures, by name and task.
         resamples (`int`): Of people, for the intervals.
     """
     tasks = {}
     for task, raw in answers.items():
         fitted = (calibration or {}).get(task)
         calibrated = apply(raw, fitted) if fitted else None
-        tasks[task] = score(raw, calibrated, resamples) | {
+        others = {name: same_pictures(raw, other[task])[1] for name, other in (beside or {}).items() if task in other}
+        tasks[task] = score(raw, calibrated, others, resamples) | {
             "published": _published(settings["dataset"], task),
             "calibration": {
                 "fitted": fitted,

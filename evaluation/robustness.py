@@ -56,7 +56,7 @@ DAMAGES: dict[str, tuple[Callable, str, tuple[float, ...]]] = {
     "JPEG": (_compress, "quality", (40, 20, 10, 6, 3)),
     "low resolution": (_shrink, "pixels a side", (112, 80, 56, 40, 28)),
     "rotation": (_turn, "degrees", (5, 10, 20, 30, 45)),
-    "occlusion": (_cover, "side of a grey square, part of the picture's", (0.2, 0.3, 0.4, 0.5, 0.6)),
+    "occlusion": (_cover, "grey square, part of the side", (0.2, 0.3, 0.4, 0.5, 0.6)),
 }
 
 

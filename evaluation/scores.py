@@ -28,12 +28,18 @@ def is_detection(task: str) -> bool:
     return len(get_task(task).texts) == 2
 
 
-def score(answers: Answers, calibrated: Answers | None = None, resamples: int = bootstrap.RESAMPLES) -> dict:
+def score(
+    answers: Answers,
+    calibrated: Answers | None = None,
+    beside: dict[str, Answers] | None = None,
+    resamples: int = bootstrap.RESAMPLES,
+) -> dict:
     """Everything that `results.json` says about one task.
 
     Args:
         answers ([`Answers`]): As the model gave them.
         calibrated ([`Answers`], *optional*): As the calibrated model gives them: one more row.
+        beside (`dict[str, Answers]`, *optional*): Other models' answers about the same pictures: a row each.
         resamples (`int`): Of people, for the intervals.
 
     Returns:
@@ -49,6 +55,8 @@ def score(answers: Answers, calibrated: Answers | None = None, resamples: int = 
         values = calibrated.values if is_detection(answers.task) else calibrated.expected_values
         row = score_row(answers, values, calibrated.expected_values, resamples)
         rows = {MODEL: rows.pop(MODEL), CALIBRATED[is_detection(answers.task)]: row} | rows
+    for name, other in (beside or {}).items():
+        rows[name] = score_row(other, other.values, other.expected_values, resamples)
     seen = ~np.isnan(answers.labels)
     present = np.where(seen, answers.labels > 0, False).sum(0) / np.maximum(seen.sum(0), 1)
     return {

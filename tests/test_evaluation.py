@@ -122,7 +122,7 @@ def test_stored_predictions_hold_what_the_model_said(folder, faces, tmp_path):
 
 def test_command_scores_and_scores_again(folder, tmp_path, monkeypatch, capsys):
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate_au.py", *arguments, "--resamples", "50"])
+        monkeypatch.setattr(sys, "argv", ["evaluate_au.py", *arguments, "--resamples", "20"])
         evaluate_au.main()
         return capsys.readouterr().out
 

@@ -1,0 +1,1 @@
+"""Models that AU-LLaVA must be compared with."""

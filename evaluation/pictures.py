@@ -5,6 +5,7 @@ colour alone. Every function takes a task's entry of `results.json`, or its answ
 """
 
 from io import StringIO
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -28,6 +29,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "au-llava",  # the same drawing gives the same bytes
 }
+_OTHERS = (("|", ORANGE), ("x", INK), ("^", "#CC79A7"), ("v", "#E69F00"))  # expected values, calibrated, other models
 _BASELINES = {
     "always positive": ("s", ORANGE),
     "predict the mean": ("s", ORANGE),
@@ -54,6 +56,7 @@ def bars(result: dict, metric: str) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.24 * len(units) + 1.2))
         axes = figure.subplots()
+        others = cycle(_OTHERS)
         for row, scores in rows.items():
             entries = [scores["mean"][metric]] + [scores["action_units"][unit][metric] for unit in units]
             values, low, high = (
@@ -67,7 +70,8 @@ def bars(result: dict, metric: str) -> str:
                 marker, colour = _BASELINES[row]
                 axes.plot(values, places, marker, color=colour, mfc="white", ms=5, mew=1.4, ls="", label=row)
             else:
-                axes.plot(values, places, "|", color=ORANGE, ms=11, mew=2.2, ls="", label=row)
+                marker, colour = next(others)
+                axes.plot(values, places, marker, color=colour, ms=11 if marker == "|" else 5, mew=2, ls="", label=row)
         axes.set_yticks(places, ["mean", *(_name(unit) for unit in units)])
         axes.set_ylim(len(units) + 0.6, -0.6)
         axes.set_xlabel(NAMES[metric] + " (line: 95 % interval over people)")

@@ -1,4 +1,4 @@
-"""The evaluation room: predictions that survive a kill, intervals over people, cards, calibration, protocols."""
+"""The evaluation room: predictions that survive a kill, the command, protocols, damaged pictures."""
 
 import doctest
 import json
@@ -10,41 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_model
 from huggingface_hub import ModelCard
-from sklearn.metrics import brier_score_loss, f1_score
 
 import evaluate_au
 from au_llava.action_units import PRESETS, TASKS
-from evaluation import bootstrap, calibration
-from evaluation.answers import Answers, read_answers
-from evaluation.card import update_card
-from evaluation.compare import compare
+from evaluation import calibration
+from evaluation.answers import read_answers
 from evaluation.data import read_set
 from evaluation.formats import check_formats
 from evaluation.predict import load, predict
-from evaluation.published import PUBLISHED
-from evaluation.results import summarise
 from evaluation.robustness import curves, damaged
-from evaluation.scores import MODEL, score, score_row
-
-
-SETTINGS = {"dataset": "synthetic", "protocol": "standard", "split": "test", "model": "m", "predictions": None}
-
-
-def make_answers(task="detection", split="test", seed=0, people=12, folds=(0,), noise=1.0) -> Answers:
-    """Answers of an imagined model about three units: right but for noise; some labels are unknown."""
-    random, grid = np.random.default_rng(seed), np.array(TASKS[task].values)
-    count, units = 10 * people, list(PRESETS["bp4d"][:3])
-    subjects = np.repeat([f"P{person:02d}" for person in range(people)], 10)
-    labels = random.choice(grid, (count, 3), p=np.r_[0.6, np.full(len(grid) - 1, 0.4 / (len(grid) - 1))])
-    logits = -np.abs(grid - (labels + random.normal(0, noise * grid[-1] / 3, labels.shape))[..., None]) * 4 / grid[-1]
-    distributions = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return Answers(
-        task=task, split=split, action_units=units, samples=np.array([f"{row:04d}" for row in range(count)]),
-        subjects=subjects, folds=np.array(folds)[np.unique(subjects, return_inverse=True)[1] % len(folds)],
-        groups={"skin": np.where(np.arange(count) % 2, "dark", "light")},
-        labels=np.where(random.random(labels.shape) < 0.1, np.nan, labels),
-        values=grid[distributions.argmax(-1)], expected_values=distributions @ grid, distributions=distributions,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +41,6 @@ def faces():
 def test_examples(name):
     module = import_module(f"evaluation.{name}")
     assert doctest.testmod(module, extraglobs={"np": np}).failed == 0
-
-
-# Predictions
 
 
 def test_prediction_survives_a_kill(folder, faces, tmp_path, monkeypatch):
@@ -153,93 +124,6 @@ def test_command_scores_and_scores_again(folder, tmp_path, monkeypatch, capsys):
     assert "[0.000, 0.000]" in out
 
 
-# Scores and intervals
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_sums_give_the_metrics(task):
-    answers = make_answers(task)
-    row = score_row(answers, answers.values, answers.expected_values, resamples=10)
-    kind = "detection" if task == "detection" else "intensity"
-    sums = getattr(bootstrap, f"{kind}_sums")(answers.labels, answers.values)
-    people = bootstrap.per_subject(sums, answers.subjects, answers.folds)
-    for name, values in bootstrap.point(people, getattr(bootstrap, f"{kind}_scores")).items():
-        expected = [row["action_units"][unit][name]["value"] for unit in answers.action_units]
-        assert values == pytest.approx(expected, abs=1e-9), name
-
-
-def test_intervals_resample_people_not_pictures():
-    answers = make_answers(people=10)
-    right = np.nan_to_num(answers.labels)
-    wrong = np.isin(answers.subjects, ["P00", "P01", "P02"])  # three people are always answered wrongly
-    values = np.where(wrong[:, None], 1 - right, right)
-    alone = Answers(**{**answers.__dict__, "subjects": answers.samples})
-    wide, narrow = (score_row(one, values, values, resamples=400)["mean"]["accuracy"] for one in (answers, alone))
-    assert wide["value"] == narrow["value"]
-    assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
-    # Ten people of whom seven are right: the share of right ones has this standard deviation.
-    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx((0.7 * 0.3 / 10) ** 0.5, rel=0.2)
-
-
-def test_mean_over_folds_then_units():
-    answers = make_answers(folds=(1, 2, 3))
-    row = score_row(answers, answers.values, answers.expected_values, resamples=20)
-    folds = []
-    for fold in (1, 2, 3):
-        part = answers.take(answers.folds == fold)
-        seen = ~np.isnan(part.labels)
-        folds.append([f1_score(part.labels[s, c], part.values[s, c]) for c, s in enumerate(seen.T)])
-    assert row["mean"]["f1"]["value"] == pytest.approx(np.mean(folds))
-    assert row["spread"]["f1"] == pytest.approx(np.std(np.mean(folds, 1)))
-    assert row["pooled"]["f1"] != pytest.approx(row["mean"]["f1"]["value"], abs=1e-6)
-
-
-def test_baselines_and_groups():
-    found = score(make_answers("intensity_level"), resamples=20)
-    rows, answers = found["rows"], make_answers("intensity_level")
-    assert list(rows) == [MODEL, f"{MODEL}, expected value", "predict the mean", "always zero"]
-    assert rows["always zero"]["mean"]["mae"]["value"] == pytest.approx(np.nanmean(answers.labels, 0).mean())
-    assert set(found["groups"]["skin"]) == {"dark", "light"}
-    detection = score(make_answers(), resamples=20)["rows"]
-    assert detection["always positive"]["mean"]["recall"]["value"] == 1
-    assert detection["majority"]["mean"]["f1"]["value"] == 0
-
-
-def test_comparison_is_paired():
-    good, bad = ({"detection": make_answers(noise=noise)} for noise in (0.5, 1.5))
-    (mean, *_) = compare(good, bad, resamples=200)["detection"]
-    assert mean["low"] > 0 and mean["difference"] == pytest.approx(mean["first"] - mean["second"])
-    shuffled = {"detection": bad["detection"].take(np.random.default_rng(0).permutation(120))}
-    assert compare(good, shuffled, resamples=200)["detection"][0] == pytest.approx(mean)
-    same = compare(good, good, resamples=20)["detection"]
-    assert all(row["low"] == row["high"] == 0 for row in same)
-    with pytest.raises(ValueError, match="labels"):
-        compare(good, {"detection": make_answers(seed=1)})
-
-
-def test_published_errors_are_marked():
-    for _, rows in PUBLISHED.values():
-        for row in rows:
-            wrong = abs(row.mean - row.printed) > 0.001
-            assert wrong == ("average does not follow" in row.note), row
-
-
-# Calibration
-
-
-def test_thresholds_never_see_test_data(tmp_path):
-    with pytest.raises(ValueError, match="validation"):
-        calibration.fit({"detection": make_answers(split="test")})
-    fitted = calibration.fit({"detection": make_answers(split="validation", seed=5)})["detection"]
-    test = make_answers()
-    flipped = Answers(**{**test.__dict__, "labels": 1 - test.labels})
-    one, other = (calibration.apply(answers, fitted) for answers in (test, flipped))
-    assert np.array_equal(one.values, other.values), "answers do not depend on test labels"
-    results = summarise({"detection": test}, SETTINGS, "c", {"detection": fitted}, resamples=10)
-    assert results["tasks"]["detection"]["calibration"]["fitted"] == fitted
-    assert f"{MODEL}, fitted thresholds" in results["tasks"]["detection"]["rows"]
-
-
 def test_calibrating_reads_only_the_validation_split(folder, tmp_path, monkeypatch):
     from au_llava.datasets_scripts.synthetic_faces.writer import write_split
 
@@ -263,34 +147,6 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path, monkeypat
     calibration.store({}, folder)
 
 
-def test_thresholds_and_temperatures_are_the_best():
-    answers = make_answers(split="validation", noise=1.2)
-    fitted = calibration.fit({"detection": answers})["detection"]
-    calibrated = calibration.apply(answers, fitted)
-    for column, unit in enumerate(answers.action_units):
-        seen = ~np.isnan(answers.labels[:, column])
-        truth, probability = answers.labels[seen, column], calibrated.expected_values[seen, column]
-        best = max(f1_score(truth, probability >= threshold) for threshold in probability)
-        assert f1_score(truth, probability >= fitted["thresholds"][unit]) == pytest.approx(best)
-    # Sharpened distributions need exactly the temperature that undoes the sharpening.
-    sharp = calibration.apply(answers, {"temperature": 0.25})
-    ratio = calibration.fit_temperature(sharp) / calibration.fit_temperature(answers)
-    assert ratio == pytest.approx(4, rel=0.01)
-    assert calibration.fit_threshold(np.zeros(3), np.ones(3)) == 0.5
-
-
-def test_reliability():
-    answers = make_answers()
-    seen = ~np.isnan(answers.labels)
-    found = calibration.reliability(answers)
-    assert found["brier"] == pytest.approx(brier_score_loss(answers.labels[seen], answers.expected_values[seen]))
-    assert sum(count for *_, count in found["bins"]) == seen.sum()
-    sure = np.zeros((*answers.labels.shape, 2))
-    sure[..., 1] = np.nan_to_num(answers.labels)
-    sure[..., 0] = 1 - sure[..., 1]
-    assert calibration.reliability(Answers(**{**answers.__dict__, "distributions": sure}))["ece"] == 0
-
-
 def test_calibration_is_stored_with_the_processor(folder):
     before = json.loads(calibration.store({}, folder).read_text())
     fitted = {"detection": {"temperature": 1.5, "thresholds": {"AU1": 0.3}}}
@@ -298,30 +154,6 @@ def test_calibration_is_stored_with_the_processor(folder):
     assert calibration.load(folder) == fitted
     assert json.loads(calibration.store({}, folder).read_text()) == before
     assert calibration.load(None) == {}
-
-
-# Card and protocols
-
-
-def test_card_is_replaced_never_doubled(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("---\nlicense: apache-2.0\ntags:\n- faces\n---\n\n# A model\n\nWords before.\n")
-    answers = {"detection": make_answers(), "intensity": make_answers("intensity")}
-    update_card(summarise(answers, SETTINGS, "first", resamples=10), readme)
-    once = readme.read_text()
-    other = SETTINGS | {"dataset": "bp4d"}
-    update_card(summarise({"detection": make_answers()}, other, "first", resamples=10), readme)
-    update_card(summarise(answers, SETTINGS, "first", resamples=10), readme)
-    twice = readme.read_text()
-    update_card(summarise(answers, SETTINGS, "first", resamples=10), readme)
-    assert readme.read_text() == twice
-    assert once.count("## Results on") == 1 and twice.count("## Results on") == 2
-    assert "Words before." in twice and "license: apache-2.0" in twice
-    metrics = [(entry.dataset_type, entry.metric_type) for entry in ModelCard(twice).data.eval_results]
-    assert sorted(metrics) == [
-        ("bp4d", "f1"), ("bp4d", "roc_auc"), ("synthetic", "f1"), ("synthetic", "icc31"), ("synthetic", "mae"),
-        ("synthetic", "roc_auc"),
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

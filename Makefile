@@ -35,7 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 checkpoint: $(VENV)/installed
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split train --limit $(RENDERS)
 	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) --output_dir runs/encoder
-	$(RUN) -m checkpoint.language --output_dir runs/language
+	$(RUN) -m checkpoint.assemble --encoder runs/encoder --data_dir $(DATA) --output_dir runs/start
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml
 	$(RUN) -m checkpoint.publish --model runs/checkpoint --output_dir .
 	$(RUN) evaluate_au.py --model . --dataset synthetic --output runs/evaluation --update_card

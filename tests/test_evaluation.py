@@ -129,18 +129,10 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path, monkeypat
 
     write_split(tmp_path, "validation", 6)
     write_split(tmp_path, "test", 6)
-    common = [
-        "evaluate_au.py",
-        "--model",
-        folder,
-        "--data_dir",
-        str(tmp_path),
-        "--resamples",
-        "10",
-        "--tasks",
-        "detection",
-    ]
-    monkeypatch.setattr(sys, "argv", [*common, "--calibrate", "--output", str(tmp_path / "out")])
+    command = (
+        f"evaluate_au.py --model {folder} --data_dir {tmp_path} --output {tmp_path}/out --calibrate --resamples 10"
+    )
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--tasks", "detection"])
     evaluate_au.main()
     stored = calibration.load(folder)
     assert stored == calibration.fit(read_answers(tmp_path / "out" / "validation"))

@@ -1,11 +1,15 @@
 """What is computed from stored answers: scores, intervals over people, comparison, calibration, the card."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from sklearn.metrics import brier_score_loss, f1_score
 
 from au_llava.action_units import PRESETS, TASKS
+from au_llava.readout_au_llava import Recognition
 from evaluation import bootstrap, calibration
 from evaluation.answers import Answers
 from evaluation.card import update_card
@@ -130,6 +134,22 @@ def test_thresholds_and_temperatures_are_the_best():
     ratio = calibration.fit_temperature(sharp) / calibration.fit_temperature(answers)
     assert ratio == pytest.approx(4, rel=0.01)
     assert calibration.fit_threshold(np.zeros(3), np.ones(3)) == 0.5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reports_and_users_get_the_same_calibrated_answers(task, processor):
+    answers = make_answers(task)
+    fitted = {"temperature": 1.7, **({"thresholds": {"AU1": 0.2, "AU4": 0.9}} if task == "detection" else {})}
+    expected = calibration.apply(answers, fitted)
+    tensors = {
+        name: torch.tensor(answers.__dict__[name]).float() for name in ("values", "expected_values", "distributions")
+    }
+    raw = Recognition(sequences=None, probabilities=tensors["values"], forwards=1, **tensors)
+    calibrated = copy.deepcopy(processor)
+    calibrated.calibration = {task: fitted}
+    found = calibrated.calibrate(raw, task, answers.action_units)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    np.testing.assert_allclose(found.expected_values, expected.expected_values, atol=1e-6)
 
 
 def test_reliability():

@@ -2,8 +2,8 @@
 
     python -m checkpoint.assemble --encoder runs/encoder --data_dir data/synthetic --output_dir runs/start
 
-The projector starts from the heads of the pretraining, scaled to the same spread. With a random one, what tells one face
-from another is a small part of each image token, and a language model that begins from nothing does not find it.
+The projector starts from the heads of the pretraining, scaled to the same spread. With a random one, what tells one
+face from another is a small part of each image token, and a language model that begins from nothing does not find it.
 """
 
 import argparse

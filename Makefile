@@ -37,7 +37,9 @@ checkpoint: $(VENV)/installed
 	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) --output_dir runs/encoder
 	$(RUN) -m checkpoint.assemble --encoder runs/encoder --data_dir $(DATA) --output_dir runs/start
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml
-	$(RUN) -m checkpoint.publish --model runs/checkpoint --output_dir .
+	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model runs/checkpoint --output_dir runs/second --limit 3600 --seed 1
+	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model runs/second --output_dir runs/third --limit 3200 --seed 2
+	$(RUN) -m checkpoint.publish --model runs/third --output_dir .
 	$(RUN) evaluate_au.py --model . --dataset synthetic --output runs/evaluation --update_card
 
 clean:

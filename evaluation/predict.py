@@ -11,15 +11,12 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import AutoConfig
 
-from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 
 from .data import EvaluationSet
 
 
-# The tokenizer asks for the model's configuration; unregistered, it would ask whether to run the folder's own code.
-AutoConfig.register(AuLlavaConfig.model_type, AuLlavaConfig, exist_ok=True)
 # Rows of one part. Parts and batches are the same however many processes share them, and so are the answers.
 PART = 256
 _NUMBERS = pa.list_(pa.float32())

@@ -223,6 +223,7 @@ class AuLlavaProcessor(LlavaProcessor):
             value_tokens=torch.tensor(value_tokens),
             values=torch.tensor(chosen.values),
             count=count,
+            neutral=self.tokenizer.convert_tokens_to_ids("?"),
         )
 
     def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:

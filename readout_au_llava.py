@@ -33,6 +33,7 @@ class AnswerGrammar:
         value_tokens (`torch.LongTensor` of shape `(values, width)`): How each allowed value is written.
         values (`torch.Tensor` of shape `(values,)`): The number that each of them stands for, in rising order.
         count (`int`): How many values an answer has: the number of Action Units asked about.
+        neutral (`int`): The token that stands for a digit which is not known yet.
     """
 
     opening: list[int]
@@ -41,6 +42,7 @@ class AnswerGrammar:
     value_tokens: torch.Tensor
     values: torch.Tensor
     count: int
+    neutral: int
 
     @property
     def width(self) -> int:
@@ -62,6 +64,16 @@ class AnswerGrammar:
         value = self.value_tokens[0].tolist()
         tokens = self.opening + (value + self.separator) * (self.count - 1) + value + self.closing
         return torch.tensor(tokens)
+
+    def free(self) -> torch.Tensor:
+        """`(width,)`: which tokens of a value tell values apart; for `0.35` the digits, not the point."""
+        return (self.value_tokens != self.value_tokens[0]).any(0)
+
+    def neutral_draft(self) -> torch.Tensor:
+        """`(tokens,)`: an answer that says nothing: the neutral token in place of every free one."""
+        tokens = self.template()
+        tokens[self.slots()[:, self.free()]] = self.neutral
+        return tokens
 
 
 @dataclass

@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.datasets_scripts.augmentation import Augmentation
-from au_llava.datasets_scripts.collator import QuestionCollator
+from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question
 from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
 from au_llava.face_alignment import CROP_SIZE
@@ -58,6 +58,9 @@ class AuLlavaArguments:
     )
     shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})
     subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
+    neutral: float = field(
+        default=0.0, metadata={"help": "Share of answers (0 to 1) with hidden digits, for the parallel read-out."}
+    )
     augment: bool = field(default=True, metadata={"help": "Vary the pictures."})
     shared_prefix: bool = field(default=False, metadata={"help": "Compute a batch's common text once (text_first)."})
 
@@ -116,6 +119,7 @@ def main() -> None:
         DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True),
         Augmentation() if arguments.augment else None,
         Question(shuffle=arguments.shuffle, subset=arguments.subset),
+        NeutralDraft(processor, arguments.neutral) if arguments.neutral else None,
     )
 
     # Training

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from ..action_units import select
+from ..action_units import TASKS, select
+from ..processing_au_llava import AuLlavaProcessor
 from .instructions import Question, instruct
 
 
@@ -21,6 +22,7 @@ class QuestionCollator:
         collate (`Callable`): TRL's `DataCollatorForVisionLanguageModeling`.
         augment (`Callable`, *optional*): Called with picture, labels and generator; see `augmentation.py`.
         question ([`Question`], *optional*): Order, subsets, relations.
+        neutral ([`NeutralDraft`], *optional*): Hides digits of some answers from the model, never from the loss.
     """
 
     def __init__(
@@ -28,13 +30,15 @@ class QuestionCollator:
         collate: Callable[[list[dict]], dict],
         augment: Callable | None = None,
         question: Question = Question(),  # noqa: B008 (frozen)
+        neutral: "NeutralDraft | None" = None,
     ):
-        self.collate, self.augment, self.question = collate, augment, question
+        self.collate, self.augment, self.question, self.neutral = collate, augment, question, neutral
 
     def __call__(self, rows: list[dict]) -> dict:
         generator = np.random.default_rng(np.random.randint(2**31))
         asked = np.random.randint(2**31)
-        return self.collate([self._sample(row, generator, asked) for row in rows])
+        batch = self.collate([self._sample(row, generator, asked) for row in rows])
+        return self.neutral(batch, generator) if self.neutral else batch
 
     def _sample(self, row: dict, generator: np.random.Generator, asked: int) -> dict:
         units = select(row["action_units"])
@@ -43,6 +47,31 @@ class QuestionCollator:
             image, labels = self.augment(image, labels, generator)
         sample = instruct(labels, row["task"], units, self.question, np.random.default_rng(asked))
         return {"images": [image], **sample}
+
+
+class NeutralDraft:
+    """Teaches the parallel read-out: in some rows every digit of the answer stands as the neutral token.
+
+    Such a row asks for each digit from the picture and the question alone, as `recognize(readout="parallel")` does.
+    Labels are never touched. A share below 1 keeps the exact read-out, which sees the digits before, in practice.
+
+    Args:
+        processor ([`AuLlavaProcessor`]): Names the digits' tokens and the neutral one.
+        share (`float`): Share of rows (0 to 1) whose digits are hidden.
+    """
+
+    def __init__(self, processor: AuLlavaProcessor, share: float):
+        if not 0 <= share <= 1:
+            raise ValueError(f"neutral is {share}; give the share of answers, 0 to 1, whose digits are hidden.")
+        grammars = [processor.grammar(task) for task in TASKS]
+        self.digits = torch.cat([grammar.value_tokens[:, grammar.free()].flatten() for grammar in grammars]).unique()
+        self.token, self.share = grammars[0].neutral, share
+
+    def __call__(self, batch: dict, generator: np.random.Generator) -> dict:
+        """Hide digits in `batch["input_ids"]` `(batch, length)` where `batch["labels"]` has them."""
+        rows = torch.from_numpy(generator.random(len(batch["labels"])) < self.share)
+        hidden = torch.isin(batch["labels"], self.digits) & rows[:, None]
+        return batch | {"input_ids": batch["input_ids"].masked_fill(hidden, self.token)}
 
 
 class QuestionSampler(Sampler[int]):

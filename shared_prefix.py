@@ -3,13 +3,13 @@
 import torch
 from peft import PeftModel
 from transformers import DynamicCache
-from trl import SFTTrainer
 
 from .datasets_scripts.collator import QuestionSampler
+from .losses import AnswerTrainer
 from .processing_au_llava import AuLlavaProcessor
 
 
-class SharedPrefixTrainer(SFTTrainer):
+class SharedPrefixTrainer(AnswerTrainer):
     """TRL's `SFTTrainer`, with the keys and values of the batch's common text computed once.
 
     With the text before the image (`prompt_layout="text_first"`), all prompts of a batch that asks one question begin
@@ -26,6 +26,8 @@ class SharedPrefixTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         if self.args.gradient_checkpointing:
             raise ValueError("A shared prefix needs the cache: set gradient_checkpointing to false.")
+        core = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        core.model.register_forward_pre_hook(compute_prefix, with_kwargs=True)
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -36,17 +38,8 @@ class SharedPrefixTrainer(SFTTrainer):
         ids = inputs["input_ids"]
         shared = self.shared_length(ids)
         if shared > 1:  # one token at least has to stay, and one is not worth a pass
-            core = self.accelerator.unwrap_model(model)
-            core = core.get_base_model() if isinstance(core, PeftModel) else core
-            cache = DynamicCache(config=core.config)
-            with self.compute_loss_context_manager():
-                core.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(ids))
-            inputs = inputs | {
-                "input_ids": ids[:, shared:],
-                "labels": inputs["labels"][:, shared:],
-                "past_key_values": cache,
-            }
+            rest = {name: inputs[name][:, shared:] for name in PER_TOKEN if name in inputs}
+            inputs = inputs | rest | {"prefix_ids": ids[:1, :shared]}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def shared_length(self, input_ids: torch.Tensor) -> int:
@@ -54,3 +47,21 @@ class SharedPrefixTrainer(SFTTrainer):
         image = input_ids == self.processing_class.image_token_id
         same = torch.eq(input_ids, input_ids[:1]).all(0) & ~image.any(0)
         return int(same.int().argmin())
+
+
+# What a batch has for each token, except `attention_mask`, which has to cover the prefix, too.
+PER_TOKEN = ("input_ids", "labels", "token_weights", "soft_targets")
+
+
+def compute_prefix(model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Before the model's forward pass: put the keys and values of `prefix_ids` `(1, tokens)` into its cache.
+
+    It runs inside the wrapped model's own forward pass, so mixed precision, DDP and FSDP see one pass.
+    """
+    prefix = kwargs.pop("prefix_ids", None)
+    if prefix is not None:
+        cache = DynamicCache(config=model.config)
+        model.language_model(input_ids=prefix, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(kwargs["input_ids"]))
+        kwargs["past_key_values"] = cache
+    return args, kwargs

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, TrlParser
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
@@ -21,6 +21,7 @@ from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question
 from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
 from au_llava.face_alignment import CROP_SIZE
+from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
 
 
@@ -61,6 +62,11 @@ class AuLlavaArguments:
     neutral: float = field(
         default=0.0, metadata={"help": "Share of answers (0 to 1) with hidden digits, for the parallel read-out."}
     )
+    soft_digits: float = field(
+        default=0.0, metadata={"help": "Spread of each label to its neighbours, as a share of the task's range."}
+    )
+    rare_weight: float = field(default=0.0, metadata={"help": "0 to 1: how far present units count more than absent."})
+    format_weight: float = field(default=1.0, metadata={"help": "Weight of brackets, commas, points beside digits."})
     augment: bool = field(default=True, metadata={"help": "Vary the pictures."})
     shared_prefix: bool = field(default=False, metadata={"help": "Compute a batch's common text once (text_first)."})
 
@@ -115,15 +121,25 @@ def main() -> None:
     # Data
     parts = [part for source in arguments.train_data for part in load_rows(source, arguments.questions)]
     train = concatenate_datasets([part.select(range(min(len(part), arguments.limit or len(part)))) for part in parts])
+    targets = None
+    if arguments.soft_digits or arguments.rare_weight or arguments.format_weight != 1:
+        targets = AnswerTargets(
+            processor,
+            arguments.soft_digits,
+            arguments.rare_weight,
+            arguments.format_weight,
+            presence(train.select_columns(["task", "action_units", "labels"])),
+        )
     collator = QuestionCollator(
         DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True),
         Augmentation() if arguments.augment else None,
         Question(shuffle=arguments.shuffle, subset=arguments.subset),
         NeutralDraft(processor, arguments.neutral) if arguments.neutral else None,
+        targets,
     )
 
     # Training
-    trainer_class = SharedPrefixTrainer if arguments.shared_prefix else SFTTrainer
+    trainer_class = SharedPrefixTrainer if arguments.shared_prefix else AnswerTrainer
     trainer = trainer_class(
         model=model,
         args=training,

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 from ..action_units import TASKS, select
 from ..processing_au_llava import AuLlavaProcessor
-from .instructions import Question, instruct
+from .instructions import Question, ask, instruct
 
 
 class QuestionCollator:
@@ -22,6 +22,7 @@ class QuestionCollator:
         collate (`Callable`): TRL's `DataCollatorForVisionLanguageModeling`.
         augment (`Callable`, *optional*): Called with picture, labels and generator; see `augmentation.py`.
         question ([`Question`], *optional*): Order, subsets, relations.
+        targets ([`AnswerTargets`], *optional*): Adds weights and soft targets for answers; see `losses.py`.
         neutral ([`NeutralDraft`], *optional*): Hides digits of some answers from the model, never from the loss.
     """
 
@@ -31,13 +32,19 @@ class QuestionCollator:
         augment: Callable | None = None,
         question: Question = Question(),  # noqa: B008 (frozen)
         neutral: "NeutralDraft | None" = None,
+        targets: Callable | None = None,
     ):
         self.collate, self.augment, self.question, self.neutral = collate, augment, question, neutral
+        self.targets = targets
 
     def __call__(self, rows: list[dict]) -> dict:
         generator = np.random.default_rng(np.random.randint(2**31))
         asked = np.random.randint(2**31)
-        batch = self.collate([self._sample(row, generator, asked) for row in rows])
+        samples = [self._sample(row, generator, asked) for row in rows]
+        answers = [sample.pop("answer") for sample in samples]
+        batch = self.collate(samples)
+        if self.targets:
+            batch |= self.targets(batch["labels"], answers)
         return self.neutral(batch, generator) if self.neutral else batch
 
     def _sample(self, row: dict, generator: np.random.Generator, asked: int) -> dict:
@@ -45,8 +52,10 @@ class QuestionCollator:
         labels, image = dict(zip(units, row["labels"], strict=True)), row["images"][0]
         if self.augment:
             image, labels = self.augment(image, labels, generator)
-        sample = instruct(labels, row["task"], units, self.question, np.random.default_rng(asked))
-        return {"images": [image], **sample}
+        chosen, values = ask(labels, row["task"], units, self.question, np.random.default_rng(asked))
+        told = Question(relations=self.question.relations)
+        sample = instruct(dict(zip(chosen, values, strict=True)), row["task"], chosen, told)
+        return {"images": [image], **sample, "answer": (row["task"], chosen, values)}
 
 
 class NeutralDraft:

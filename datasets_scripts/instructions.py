@@ -145,6 +145,22 @@ def instruct(
     Raises:
         ValueError: No asked label is known, a value is out of range, or a generator is missing.
     """
+    units, numbers = ask(labels, task, action_units, question, generator)
+    relations = question.relations.sentence(units) if question.relations else ""
+    return {
+        "prompt": [{"role": "user", "content": describe(task, units, relations)}],
+        "completion": [{"role": "assistant", "content": write_answer(numbers, task, units)}],
+    }
+
+
+def ask(
+    labels: Labels,
+    task: str,
+    action_units: "str | Iterable[str | ActionUnit] | None" = None,
+    question: Question = Question(),  # noqa: B008 (frozen)
+    generator: np.random.Generator | None = None,
+) -> tuple[list[ActionUnit], list[float]]:
+    """Choose the units that a question is about, with their values; takes and raises what [`instruct`] does."""
     values = {unit.code: value for unit, value in zip(select(list(labels)), labels.values(), strict=True)}
     asked = select(list(labels) if action_units is None else action_units, task)
     numbers, units = known([values.get(unit.code, float("nan")) for unit in asked], asked)
@@ -155,11 +171,7 @@ def instruct(
             raise ValueError("Shuffled or partial questions need `generator`, such as numpy.random.default_rng(0).")
         order = _pick(len(units), question, generator)
         numbers, units = [numbers[index] for index in order], [units[index] for index in order]
-    relations = question.relations.sentence(units) if question.relations else ""
-    return {
-        "prompt": [{"role": "user", "content": describe(task, units, relations)}],
-        "completion": [{"role": "assistant", "content": write_answer(numbers, task, units)}],
-    }
+    return units, numbers
 
 
 def _pick(count: int, question: Question, generator: np.random.Generator) -> np.ndarray:

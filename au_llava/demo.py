@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from PIL import Image
 
 from . import default_checkpoint
@@ -70,24 +70,32 @@ def render(photos: list[Photo], about: dict[str, str], note: str) -> str:
         about (`dict[str, str]`): What produced the numbers, line by line.
         note (`str`): What a reader has to know before believing them; may be empty.
     """
-    page = Environment(loader=PackageLoader("au_llava", "."), autoescape=select_autoescape(["html"]), trim_blocks=True)
-    page.globals.update(answer_text=answer_text, get_task=get_task, heading=face_heading)
     shown = [
         {
             "photo": photo,
-            "drawn": _data_uri(draw_faces(photo.image, photo.answers[0])) if photo.image else None,
+            "drawn": data_uri(draw_faces(photo.image, photo.answers[0])) if photo.image else None,
             "faces": [
-                {"crop": _data_uri(face.crop), "entries": entries}
+                {"crop": data_uri(face.crop), "entries": entries}
                 for face, *entries in zip(photo.faces, *photo.answers, strict=True)
             ],
         }
         for photo in photos
     ]
     texts = {task: describe(task) for task in TASKS}
-    return page.get_template("report.html").render(shown=shown, about=about, note=note, texts=texts)
+    return template("report.html").render(heading=face_heading, shown=shown, about=about, note=note, texts=texts)
 
 
-def _data_uri(image: Image.Image, side: int = 900) -> str:
+def template(name: str) -> Template:
+    """A page of this package, which may use `bars.html`."""
+    pages = Environment(
+        loader=PackageLoader("au_llava", "."), autoescape=select_autoescape(["html"]), trim_blocks=True
+    )
+    pages.globals.update(answer_text=answer_text, get_task=get_task)
+    return pages.get_template(name)
+
+
+def data_uri(image: Image.Image, side: int = 900) -> str:
+    """A picture as the text of a link, at most `side` pixels wide and high."""
     image = image.copy()
     image.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -48,6 +48,12 @@ class AuLlavaModel(LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def train(self, mode: bool = True) -> "AuLlavaModel":
+        """As in PyTorch, but a frozen vision tower stays as it is in use: its batch norms and dropouts do not move."""
+        super().train(mode)
+        self.vision_tower.train(mode and any(weight.requires_grad for weight in self.vision_tower.parameters()))
+        return self
+
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Encode images and project their patches into the language model's space.
 

@@ -7,12 +7,13 @@ face from another is a small part of each image token, and a language model that
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, LlamaConfig, set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from checkpoint.pretrain import DEVIATION, MEAN, read_shards
+from checkpoint.pretrain import SIZE, middle, read_shards
 from checkpoint.tokenizer import train_tokenizer
 
 
@@ -22,16 +23,15 @@ def start_projector(model: AuLlavaForConditionalGeneration, heads: dict, images:
 
     Args:
         heads (`dict`): Weights of the pretrainer, with `units`, `flow` and `landmarks`.
-        images (`torch.Tensor` of shape `(batch, 3, 224, 224)`): Faces to measure means and spreads on, values 0 to 1.
+        images (`torch.Tensor` of shape `(batch, 3, 128, 128)`): Normalised faces to measure means and spreads on.
     """
+    model.eval()
     rows = torch.cat([heads[f"{name}.weight"] for name in ("units", "flow", "landmarks")])
     projector = model.model.multi_modal_projector
     projector.weight.zero_()
     projector.bias.zero_()
     projector.weight[: len(rows)] = rows[: len(projector.weight)]
-    tokens = torch.cat(
-        [torch.stack(model.get_image_features((part - MEAN) / DEVIATION).pooler_output) for part in images.split(32)]
-    )
+    tokens = torch.cat([torch.stack(model.get_image_features(part).pooler_output) for part in images.split(32)])
     spread = tokens.mean(1).std(0).clamp(min=1e-3)  # from face to face, which is what matters
     projector.weight /= spread[:, None]
     projector.bias.copy_(-tokens.mean((0, 1)) / spread)
@@ -48,7 +48,7 @@ def start_language_model(model: AuLlavaForConditionalGeneration, images: torch.T
     projector, layer = model.model.multi_modal_projector, model.model.language_model.layers[0].self_attn
     size, read = layer.head_dim, min(layer.head_dim, len(projector.weight) - 2)
     text, image = len(projector.weight) - 2, len(projector.weight) - 1
-    features = model.get_image_features((images[:64] - MEAN) / DEVIATION).pooler_output
+    features = model.get_image_features(images[:64]).pooler_output
     scale = torch.stack(features).pow(2).mean().sqrt()
     projector.weight[[text, image]] = 0
     projector.bias[text], projector.bias[image] = 0, 3 * scale
@@ -93,14 +93,14 @@ def main() -> None:
     model = AuLlavaForConditionalGeneration.from_backbones(args.encoder, language, tokenizer=tokenizer)
     # An answer of 24 intensities takes 146 tokens.
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=160, **ends)
-    images = torch.from_numpy(read_shards(args.data_dir, 500)["images"]).permute(0, 3, 1, 2).float() / 255
+    images = middle(read_shards(sorted(Path(args.data_dir).glob("train-*.parquet")), 500)["images"])
     heads = torch.load(f"{args.encoder}/state.pt", weights_only=True)["model"]
     start_projector(model, heads, images)
     start_language_model(model, images)
     model.save_pretrained(args.output_dir)
     side = round(model.config.image_seq_length**0.5)
     processor = AuLlavaProcessor.from_backbones(
-        args.encoder, tokenizer, patch_size=224 // side, prompt_layout="text_first"
+        args.encoder, tokenizer, patch_size=SIZE // side, prompt_layout="text_first"
     )
     processor.save_pretrained(args.output_dir)
 

@@ -23,12 +23,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import (
     BitImageProcessorPil,
-    ConvNextV2Config,
-    ConvNextV2Model,
     Dinov2Config,
     Dinov2Model,
     PreTrainedModel,
-    get_cosine_schedule_with_warmup,
+    ResNetConfig,
+    ResNetModel,
     set_seed,
 )
 
@@ -37,76 +36,131 @@ from au_llava.action_units import PRESETS, select
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+# Pixels a side: what the encoder sees, and what is kept of each render, so that shifts and turns need no padding.
+SIZE, KEPT = 128, 144
+UNITS = 23 + 24  # FACS units, then FEAFA's
 
 
-def read_shards(data_dir: str, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Decode the training shards that `python -m au_llava.datasets_scripts.synthetic_faces` wrote into memory.
+def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.Tensor]:
+    """Decode shards that `python -m au_llava.datasets_scripts.synthetic_faces` wrote into memory.
 
     Returns:
-        `dict`: `images` `(n, 224, 224, 3)` uint8; `units` `(n, facs + feafa)` activations 0 to 1; `flow` `(n, 256, 2)`
-        and `landmarks` `(n, 136)` in pixels.
+        `dict`: `images` `(n, 3, 144, 144)` uint8; `units` `(n, 47)` activations 0 to 1; `flow` `(n, 2, 16, 16)`, the
+        displacement from the face at rest, and `landmarks` `(n, 68, 2)`, both as parts of half the picture's side.
     """
-    files = sorted(Path(data_dir).glob("train-*.parquet"))
     if not files:
-        raise FileNotFoundError(f"No train-*.parquet in {data_dir}; render them first (docs/synthetic_faces.md).")
+        raise FileNotFoundError("No Parquet shards of rendered faces; render them first (docs/synthetic_faces.md).")
     rows: dict[str, list[np.ndarray]] = {"images": [], "units": [], "flow": [], "landmarks": []}
     for file in tqdm(files, desc="reading shards", unit="file"):
         for row in pq.read_table(file, columns=["image", "facs", "feafa", "flow", "landmarks"]).to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                rows["images"].append(np.asarray(image.convert("RGB")))
+                small = image.convert("RGB").resize((KEPT, KEPT), Image.Resampling.BILINEAR)
+            rows["images"].append(np.asarray(small).transpose(2, 0, 1))
             rows["units"].append(np.array(row["facs"] + row["feafa"], np.float32))
-            rows["flow"].append(np.frombuffer(row["flow"], np.float16).reshape(256, 2))
-            rows["landmarks"].append(np.array(row["landmarks"], np.float32))
+            flow = np.frombuffer(row["flow"], np.float16).reshape(16, 16, 2).transpose(2, 0, 1)
+            rows["flow"].append(flow.astype(np.float32) / 112)
+            rows["landmarks"].append(np.array(row["landmarks"], np.float32).reshape(68, 2) / 112 - 1)
         if limit and len(rows["images"]) >= limit:
             break
-    return {name: np.stack(values[:limit]) for name, values in rows.items()}
+    return {name: torch.from_numpy(np.stack(values[:limit])) for name, values in rows.items()}
 
 
-def mirrored_units(facs: int) -> torch.Tensor:
+def mirrored_units() -> torch.Tensor:
     """Column order of `units` after a left-right flip: FACS units stay, FEAFA's left and right ones change places."""
     codes = list(PRESETS["feafa"])
     swapped = [codes.index(unit.mirrored().code) for unit in select("feafa")]
-    return torch.cat([torch.arange(facs), facs + torch.tensor(swapped)])
+    return torch.cat([torch.arange(UNITS - 24), UNITS - 24 + torch.tensor(swapped)])
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Vary light and colour, and cover a random box, in a batch `(batch, 3, 224, 224)` of values 0 to 1."""
-    batch = len(images)
+def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Flip, turn, scale and shift faces with their labels, vary light and colour, and cover random boxes.
+
+    Args:
+        batch (`dict`): As [`read_shards`] gives it.
+
+    Returns:
+        `dict`: The same, with `images` `(n, 3, 128, 128)` normalised, and `flipped` `(n,)`, whether left is right now.
+    """
+    n = len(batch["images"])
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+        return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
-    images = images * uniform(0.7, 1.3, 1, 1, 1) * uniform(0.9, 1.1, 3, 1, 1) + uniform(-0.1, 0.1, 1, 1, 1)
-    corners = (uniform(0, 224, 2)).int().tolist()
-    sizes = uniform(20, 60, 2).int().tolist()
-    hide = (uniform(0, 1) < 0.2).tolist()
-    for image, (top, left), (height, width), hidden in zip(images, corners, sizes, hide, strict=True):
-        if hidden:
+    flipped = uniform(0, 1) < 0.5
+    sign = torch.where(flipped, -1.0, 1.0)
+    angle, scale, shift = uniform(-0.17, 0.17), SIZE / KEPT * uniform(0.9, 1.1), uniform(-0.08, 0.08, 2)
+    # Where each point of the new picture comes from: turned and scaled, then shifted, then mirrored.
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
+    mirror = torch.stack([sign, torch.ones(n)], 1)
+    where = torch.cat([turn * scale[:, None, None], shift[:, :, None]], 2) * mirror[:, :, None]
+    back = turn.transpose(1, 2) / scale[:, None, None]
+
+    def moved(picture: torch.Tensor, side: int) -> torch.Tensor:
+        grid = nn.functional.affine_grid(where, [n, picture.shape[1], side, side], align_corners=False)
+        return nn.functional.grid_sample(picture, grid, align_corners=False)
+
+    flow = moved(batch["flow"], 16) * mirror[:, :, None, None]
+    landmarks = batch["landmarks"] * mirror[:, None] - shift[:, None]
+    images = moved(batch["images"].float() / 255, SIZE)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * uniform(0.5, 1.5, 1, 1, 1)
+    middle = images.mean((2, 3), keepdim=True)
+    images = (middle + (images - middle) * uniform(0.6, 1.4, 1, 1, 1)) * uniform(0.6, 1.4, 1, 1, 1)
+    images = images * uniform(0.85, 1.15, 3, 1, 1) + uniform(-0.1, 0.1, 1, 1, 1)
+    images = images + uniform(0, 0.04, 1, 1, 1) * torch.randn(images.shape, generator=generator)
+    corners, sizes = uniform(0, SIZE, 2).int().tolist(), uniform(10, 40, 2).int().tolist()
+    for image, (top, left), (height, width), chance in zip(images, corners, sizes, uniform(0, 1), strict=True):
+        if chance < 0.2:
             image[:, top : top + height, left : left + width] = torch.rand(3, 1, 1, generator=generator)
-    return images.clamp(0, 1)
+        elif chance < 0.4:  # out of focus or enlarged from few pixels
+            few = nn.functional.avg_pool2d(image[None], 2 if chance < 0.3 else 3)
+            image[:] = nn.functional.interpolate(few, size=(SIZE, SIZE), mode="bilinear")[0]
+    return {
+        "images": (images.clamp(0, 1) - MEAN) / DEVIATION,
+        "units": torch.where(flipped[:, None], batch["units"][:, mirrored_units()], batch["units"]),
+        "flow": torch.einsum("nab,nbhw->nahw", back, flow),
+        "landmarks": torch.einsum("nab,npb->npa", back, landmarks),
+        "flipped": flipped,
+    }
+
+
+def middle(images: torch.Tensor) -> torch.Tensor:
+    """Kept renders `(n, 3, 144, 144)` uint8 as the encoder sees them in use: `(n, 3, 128, 128)`, normalised."""
+    small = nn.functional.interpolate(images.float() / 255, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+    return (small - MEAN) / DEVIATION
 
 
 def make_encoder(architecture: str) -> PreTrainedModel:
-    """A small encoder with random weights: 16 (`convnextv2`) or 256 (`dinov2`) image tokens from 224 x 224 pixels."""
-    if architecture == "convnextv2":
-        config = ConvNextV2Config(hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 6, 2], patch_size=7, image_size=224)
+    """A small encoder with random weights: 16 (`resnet`) or 256 (`dinov2`) image tokens from 128 x 128 pixels."""
+    if architecture == "resnet":
+        config = ResNetConfig(
+            embedding_size=48, hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 2, 2], layer_type="basic"
+        )
+        config.image_size = SIZE
         config.hidden_size = config.hidden_sizes[-1]  # what every other encoder calls its width
-        return ConvNextV2Model(config)
+        return ResNetModel(config)
     return Dinov2Model(
-        Dinov2Config(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, image_size=224, use_mask_token=False)
+        Dinov2Config(
+            hidden_size=256,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=SIZE,
+            patch_size=8,
+            use_mask_token=False,
+        )
     )
 
 
 class Pretrainer(nn.Module):
-    """The encoder with three linear heads that are thrown away afterwards."""
+    """The encoder with three linear heads; the projector of the assembled model starts from them."""
 
-    def __init__(self, encoder: PreTrainedModel, units: int):
+    def __init__(self, encoder: PreTrainedModel):
         super().__init__()
-        self.encoder = encoder
+        self.encoder = encoder.eval()
         with torch.no_grad():
-            tokens = self.tokens(torch.zeros(1, 3, 224, 224))
+            tokens = self.tokens(torch.zeros(1, 3, SIZE, SIZE))
         self.side = math.isqrt(tokens.shape[1])
-        self.units = nn.Linear(tokens.shape[2], units)
+        self.units = nn.Linear(tokens.shape[2], UNITS)
         self.landmarks = nn.Linear(tokens.shape[2], 136)
         self.flow = nn.Linear(tokens.shape[2], 2 * (16 // self.side) ** 2)
 
@@ -116,9 +170,12 @@ class Pretrainer(nn.Module):
         return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Activations `(batch, 47)`, displacements `(batch, 2, 16, 16)`, landmarks `(batch, 68, 2)`, of variance 1."""
         tokens = self.tokens(pixel_values)
         pooled = tokens.mean(1)
-        return self.units(pooled), self.flow(tokens), self.landmarks(pooled)
+        cells = self.flow(tokens).view(len(tokens), self.side, self.side, 2, 16 // self.side, 16 // self.side)
+        flow = cells.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), 2, 16, 16)
+        return self.units(pooled), flow, self.landmarks(pooled).view(-1, 68, 2)
 
 
 def main() -> None:
@@ -126,10 +183,10 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--epochs", type=int, default=11)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
-    parser.add_argument("--architecture", choices=["convnextv2", "dinov2"], default="convnextv2")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--architecture", choices=["resnet", "dinov2"], default="resnet")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -139,80 +196,69 @@ def main() -> None:
     state_file = output / "state.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    data = read_shards(args.data_dir, args.limit)
-    images, units = data["images"], torch.from_numpy(data["units"])
-    flow = torch.tensor(data["flow"].astype(np.float32))
-    model = Pretrainer(make_encoder(args.architecture), units.shape[1]).to(device)
-    side, cells = model.side, 16 // model.side
-    # One row a token, holding the displacement of the 14-pixel cells inside it.
-    flow = flow.view(-1, side, cells, side, cells, 2).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-    landmarks = torch.tensor(data["landmarks"]) / 112 - 1
-    centre, spread = units.mean(0), units.std(0).clamp(min=1e-3)
-    flow_spread = flow.std()
-    flipped_units = mirrored_units(units.shape[1] - 24)
-    # Mirrored patches: columns of the grid reversed, cells inside a patch reversed, and x displacement negated.
-    mirror = torch.arange(side * side).view(side, side).flip(1).flatten()
-    cell_mirror = torch.arange(cells * cells * 2).view(cells, cells, 2).flip(1).flatten()
-    sign = torch.tensor([-1.0, 1.0]).repeat(cells * cells)
+    data = read_shards(sorted(Path(args.data_dir).glob("train-*.parquet")), args.limit)
+    seen = sorted(Path(args.data_dir).glob("validation-*.parquet"))
+    unseen = read_shards(seen, 500) if seen else None
+    model = Pretrainer(make_encoder(args.architecture)).to(device, memory_format=torch.channels_last)
+    centre, spread = data["units"].mean(0).to(device), data["units"].std(0).clamp(min=1e-3).to(device)
+    flow_spread, landmark_spread = data["flow"].std().to(device), data["landmarks"].std().to(device)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
-    steps = len(images) // args.batch_size
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * steps * args.epochs), steps * args.epochs)
+    steps = len(data["images"]) // args.batch_size
     first_epoch = 0
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         first_epoch = state["epoch"]
 
     for epoch in range(first_epoch, args.epochs):
         generator = torch.Generator().manual_seed(1000 * args.seed + epoch)
-        order = torch.randperm(len(images), generator=generator)
+        order = torch.randperm(len(data["images"]), generator=generator)
         totals = torch.zeros(3)
+        model.train()
         bar = tqdm(range(steps), desc=f"epoch {epoch + 1}/{args.epochs}", unit="step", mininterval=5)
         for step in bar:
+            # The rate depends on the share of epochs done, so that a run may go on with more faces than it began with.
+            done = (epoch + step / steps) / args.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * min(done / 0.01 + 0.01, (1 + math.cos(math.pi * done)) / 2)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
-            batch = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2).float() / 255
-            flip = torch.rand(len(rows), generator=generator) < 0.5
-            batch = torch.where(flip[:, None, None, None], batch.flip(3), batch)
-            unit_target = torch.where(flip[:, None], units[rows][:, flipped_units], units[rows])
-            flow_target = flow[rows]
-            flow_target = torch.where(
-                flip[:, None, None], flow_target[:, mirror][..., cell_mirror] * sign, flow_target
-            )
-            batch = (augment(batch, generator) - MEAN) / DEVIATION
+            batch = augment({name: values[rows] for name, values in data.items()}, generator)
+            batch = {name: values.to(device) for name, values in batch.items()}
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                unit_guess, flow_guess, landmark_guess = (out.float() for out in model(batch.to(device)))
-            unit_loss = (unit_guess - ((unit_target - centre) / spread).to(device)).pow(2).mean()
-            flow_loss = ((flow_guess - flow_target.to(device)) / flow_spread).pow(2).mean()
-            # Flipping would also have to exchange landmark numbers; the unflipped half of the batch teaches enough.
-            landmark_error = (landmark_guess - landmarks[rows].to(device)).pow(2).mean(1)
-            landmark_loss = (landmark_error * ~flip.to(device)).mean() / landmarks.var()
-            loss = unit_loss + flow_loss + 0.5 * landmark_loss
+                images = batch["images"].contiguous(memory_format=torch.channels_last)
+                units, flow, landmarks = (guess.float() for guess in model(images))
+            unit_loss = (units - (batch["units"] - centre) / spread).pow(2).mean()
+            flow_loss = (flow - batch["flow"] / flow_spread).pow(2).mean()
+            # A flip would also exchange landmark numbers; the unflipped half of the batch teaches enough.
+            error = (landmarks - batch["landmarks"] / landmark_spread).pow(2).mean((1, 2))
+            landmark_loss = (error * ~batch["flipped"]).mean()
+            loss = unit_loss + 0.5 * flow_loss + 0.5 * landmark_loss
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 2.0)
             optimizer.step()
-            schedule.step()
             totals += torch.stack([unit_loss, flow_loss, landmark_loss]).detach().cpu()
             if step % 20 == 0:
                 parts = (totals / (step + 1)).tolist()
                 bar.set_postfix(units=f"{parts[0]:.3f}", flow=f"{parts[1]:.3f}", landmarks=f"{parts[2]:.4f}")
         log = {"epoch": epoch + 1, **dict(zip(("units", "flow", "landmarks"), (totals / steps).tolist(), strict=True))}
+        if unseen:
+            model.eval()
+            with torch.no_grad():
+                guess = torch.cat([model(middle(part).to(device))[0].cpu() for part in unseen["images"].split(50)])
+            pairs = zip(guess.T, unseen["units"].T, strict=True)
+            unit_correlations = [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]
+            log["validation_correlation"] = float(np.nanmean(unit_correlations))
         with (output / "log.jsonl").open("a") as file:
             file.write(json.dumps(log) + "\n")
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "epoch": epoch + 1,
-        }
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
         torch.save(state, state_file.with_suffix(".tmp"))
         os.replace(state_file.with_suffix(".tmp"), state_file)
     model.encoder.save_pretrained(output)
-    side = {"height": 224, "width": 224}
-    BitImageProcessorPil(size={"shortest_edge": 224}, crop_size=side).save_pretrained(output)
+    side = {"height": SIZE, "width": SIZE}
+    BitImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=side).save_pretrained(output)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 An answer array is mostly brackets, commas and points, and its digits can take few values. The model therefore drafts
 the whole answer, verifies it in one forward pass, keeps it up to the first place where it would have chosen otherwise,
 takes its own choices as the next draft, and repeats. The result is, token for token, that of greedy `generate` under
-the same grammar.
+the same grammar. Or it reads every value at once, from one pass over a draft that says nothing.
 
 Nothing here knows of Action Units or text: the grammar comes as token ids.
 """
@@ -11,69 +11,21 @@ Nothing here knows of Action Units or text: the grammar comes as token ids.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.generation import LogitsProcessor
+from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
+from transformers.cache_utils import StaticLayer
 
+from .evidence_au_llava import find_evidence
+from .grammar_au_llava import AnswerGrammar, ValueReader
+
+
+READOUTS = ("exact", "parallel")
+DECISIONS = ("mode", "mean", "median")
 
 # How many texts' keys and values are kept; for a language model of 7 billion parameters one takes about 0.25 GB.
 PREFIXES = 4
-
-
-@dataclass(frozen=True)
-class AnswerGrammar:
-    """The token ids that an answer may hold: opening, `count` values with separators between them, closing.
-
-    Args:
-        opening (`list[int]`): Tokens before the first value.
-        separator (`list[int]`): Tokens between two values.
-        closing (`list[int]`): Tokens after the last value, the end-of-sequence token included.
-        value_tokens (`torch.LongTensor` of shape `(values, width)`): How each allowed value is written.
-        values (`torch.Tensor` of shape `(values,)`): The number that each of them stands for, in rising order.
-        count (`int`): How many values an answer has: the number of Action Units asked about.
-        neutral (`int`): The token that stands for a digit which is not known yet.
-    """
-
-    opening: list[int]
-    separator: list[int]
-    closing: list[int]
-    value_tokens: torch.Tensor
-    values: torch.Tensor
-    count: int
-    neutral: int
-
-    @property
-    def width(self) -> int:
-        """Tokens of one value."""
-        return self.value_tokens.shape[1]
-
-    def __len__(self) -> int:
-        """Tokens of a whole answer."""
-        forced = len(self.opening) + (self.count - 1) * len(self.separator) + len(self.closing)
-        return forced + self.count * self.width
-
-    def slots(self) -> torch.Tensor:
-        """`(count, width)`: the place in the answer of each token of each value."""
-        starts = len(self.opening) + torch.arange(self.count) * (self.width + len(self.separator))
-        return starts[:, None] + torch.arange(self.width)
-
-    def template(self) -> torch.Tensor:
-        """`(tokens,)`: an answer in which every value is the lowest one."""
-        value = self.value_tokens[0].tolist()
-        tokens = self.opening + (value + self.separator) * (self.count - 1) + value + self.closing
-        return torch.tensor(tokens)
-
-    def free(self) -> torch.Tensor:
-        """`(width,)`: which tokens of a value tell values apart; for `0.35` the digits, not the point."""
-        return (self.value_tokens != self.value_tokens[0]).any(0)
-
-    def neutral_draft(self) -> torch.Tensor:
-        """`(tokens,)`: an answer that says nothing: the neutral token in place of every free one."""
-        tokens = self.template()
-        tokens[self.slots()[:, self.free()]] = self.neutral
-        return tokens
 
 
 @dataclass
@@ -89,9 +41,13 @@ class Recognition:
         expected_values (`torch.Tensor` of shape `(batch, count)`): Mean of the distribution over the task's values;
             for a 0/1 task it is the probability of 1.
         distributions (`torch.Tensor` of shape `(batch, count, values)`): The model's probability of every allowed
-            value. Where a value is written with several free tokens, the digits after a leading digit that was not
-            chosen have not been seen by the model, and their share is spread evenly.
+            value. With `readout="exact"` it is exact where a value is written with one free token. With several, it is
+            exact down to the last of them: that one has been seen only after the digits that were chosen, and after
+            others its share is spread evenly. With `readout="parallel"` it is the product of the digits' own
+            probabilities, each read without knowing the others.
         forwards (`int`): Forward passes that the batch took.
+        evidence (`torch.Tensor` of shape `(batch, count, 16, 16)`, *optional*): What each answer rested on; see
+            [`find_evidence`].
     """
 
     sequences: torch.Tensor
@@ -100,86 +56,46 @@ class Recognition:
     expected_values: torch.Tensor
     distributions: torch.Tensor
     forwards: int
+    evidence: torch.Tensor | None = None
 
-
-class _ValueReader:
-    """Chooses values from logits, one token at a time, among the values that are still possible."""
-
-    def __init__(self, grammar: AnswerGrammar, device: torch.device):
-        self.grammar = grammar
-        self.slots = grammar.slots().to(device)
-        self.tokens = grammar.value_tokens.to(device)
-        # Per token of a value: the distinct token ids there, and which of them each value uses.
-        self.alphabets, self.letters = [], []
-        for column in self.tokens.T:
-            alphabet, letter = torch.unique(column, return_inverse=True)
-            self.alphabets.append(alphabet)
-            self.letters.append(letter)
-
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Greedy choice under the grammar.
+    def decide(self, decision: str, allowed: torch.Tensor) -> "Recognition":
+        """Answer with another number of each distribution.
 
         Args:
-            logits (`torch.Tensor` of shape `(batch, count, width, vocabulary)`): Logits for each token of each value.
+            decision (`str`): `"mode"` keeps the values; `"mean"` answers with the expected value, a real number and
+                best for correlations and squared errors; `"median"` with the allowed value that at least half of the
+                probability does not exceed, best for absolute errors.
+            allowed (`torch.Tensor` of shape `(values,)`): The task's values, in rising order.
 
         Returns:
-            The chosen tokens `(batch, count, width)`, and for each of the `width` tokens the log-probabilities
-            `(batch, count, alphabet)` of the tokens allowed there after the ones chosen before.
+            [`Recognition`] whose `values` are decided so, and whose `probabilities` are those of the nearest allowed
+            values.
+
+        Raises:
+            ValueError: The decision is none of these.
         """
-        possible = torch.ones(*logits.shape[:2], len(self.tokens), dtype=torch.bool, device=logits.device)
-        chosen, log_probabilities = [], []
-        for place, (alphabet, letter) in enumerate(zip(self.alphabets, self.letters, strict=True)):
-            allowed = torch.zeros(*possible.shape[:2], len(alphabet), dtype=torch.bool, device=logits.device)
-            allowed = allowed.scatter_reduce(2, letter.expand_as(possible), possible, "amax")
-            scores = logits[:, :, place, alphabet].float().masked_fill(~allowed, -torch.inf).log_softmax(-1)
-            best = scores.argmax(-1)
-            chosen.append(alphabet[best])
-            log_probabilities.append(scores)
-            possible = possible & (letter == best[..., None])
-        return torch.stack(chosen, -1), log_probabilities
-
-    def distribution(self, answer: torch.Tensor, log_probabilities: list[torch.Tensor]) -> torch.Tensor:
-        """Probability of every value `(batch, count, values)`, given the chosen tokens `(batch, count, width)`."""
-        total = torch.zeros(*answer.shape[:2], len(self.tokens), device=answer.device)
-        on_path = torch.ones_like(total, dtype=torch.bool)
-        for place, (letter, scores) in enumerate(zip(self.letters, log_probabilities, strict=True)):
-            same_start = (self.tokens[:, None, :place] == self.tokens[None, :, :place]).all(-1)
-            branches = torch.tensor([letter[row].unique().numel() for row in same_start], device=answer.device)
-            total += torch.where(on_path, scores[..., letter], -branches.log())
-            on_path = on_path & (self.tokens[:, place] == answer[..., place, None])
-        return total.exp()
-
-
-class GrammarLogitsProcessor(LogitsProcessor):
-    """Lets `generate` write nothing but answers of one grammar; slow, but stock transformers.
-
-    Args:
-        grammar (`AnswerGrammar`): What may be written.
-        prompt_length (`int`): Tokens of the prompt, image tokens included.
-
-    Example:
-
-    >>> # model.generate(**inputs, logits_processor=[GrammarLogitsProcessor(grammar, inputs["input_ids"].shape[1])])
-    """
-
-    def __init__(self, grammar: AnswerGrammar, prompt_length: int):
-        self.template, self.slots, self.tokens = grammar.template(), grammar.slots(), grammar.value_tokens
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids, scores):
-        place = input_ids.shape[1] - self.prompt_length
-        allowed = torch.zeros_like(scores, dtype=torch.bool)
-        inside = (self.slots == place).nonzero()
-        if len(inside):
-            slot, offset = inside[0].tolist()
-            tokens = self.tokens.to(input_ids.device)
-            written = input_ids[:, input_ids.shape[1] - offset :]
-            possible = (tokens[None, :, :offset] == written[:, None]).all(-1)
-            for row, values in enumerate(possible):
-                allowed[row, tokens[values, offset]] = True
+        if decision not in DECISIONS:
+            raise ValueError(f"Unknown decision {decision!r}; accepted: {', '.join(DECISIONS)}.")
+        if decision == "mode":
+            return self
+        if decision == "mean":
+            values = self.expected_values
         else:
-            allowed[:, self.template[min(place, len(self.template) - 1)]] = True
-        return scores.masked_fill(~allowed, -torch.inf)
+            below = (self.distributions.cumsum(-1) < 0.5).sum(-1)
+            values = allowed.to(below.device)[below.clamp(max=len(allowed) - 1)]
+        nearest = (values[..., None] - allowed.to(values.device)).abs().argmin(-1, keepdim=True)
+        return replace(self, values=values, probabilities=self.distributions.gather(-1, nearest).squeeze(-1))
+
+
+class _StaticCache(StaticCache):
+    """Transformers' cache of fixed size, which can forget the tokens after a place."""
+
+    layers: list[StaticLayer]  # type: ignore[assignment]
+
+    def rewind(self, length: int) -> None:
+        """Go on after the first `length` tokens."""
+        for layer in self.layers:
+            layer.cumulative_length.fill_(length)
 
 
 class ReadoutMixin:
@@ -195,6 +111,7 @@ class ReadoutMixin:
     __call__: Callable
 
     _prefixes: tuple[int, OrderedDict[tuple[int, ...], DynamicCache]] | None = None
+    _static: tuple[tuple, _StaticCache] | None = None
 
     @torch.inference_mode()
     def recognize(
@@ -205,6 +122,10 @@ class ReadoutMixin:
         attention_mask: torch.Tensor | None = None,
         draft: torch.Tensor | None = None,
         reuse_prefix: bool = True,
+        readout: str = "exact",
+        decision: str = "mode",
+        static_shapes: bool = False,
+        return_evidence: bool | str = False,
     ) -> Recognition:
         """Answer under a grammar: always the right number of values, always in range.
 
@@ -215,17 +136,30 @@ class ReadoutMixin:
             attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*): 0 for padding.
             draft (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): A first guess at the answers, e.g. those
                 of the previous video frame. It changes the number of passes, never the answer.
-
             reuse_prefix (`bool`, *optional*, defaults to `True`): Compute the text that all prompts begin with only
                 once, for this batch and later ones. It pays with the text before the image, and never changes the
                 answer.
+            readout (`str`, *optional*, defaults to `"exact"`): `"exact"` answers as greedy `generate` under the
+                grammar would. `"parallel"` reads all values from one forward pass in which the answer's digits are
+                neutral; the model has to be trained for it (`train_sft.py --neutral`).
+            decision (`str`, *optional*, defaults to `"mode"`): What is made of a distribution: see
+                [`Recognition.decide`].
+            static_shapes (`bool`, *optional*, defaults to `False`): Keep rows and lengths from pass to pass, in a
+                cache of fixed size, so that a compiled `forward` meets two shapes only. The answer is the same.
+            return_evidence (`bool` or `str`, *optional*, defaults to `False`): Also tell where the model looked:
+                `True` or `"attention"`, or `"occlusion"`; see [`find_evidence`].
 
         Returns:
             [`Recognition`].
 
         Raises:
-            ValueError: The prompts' image tokens do not fit the pictures: processor and model do not belong together.
+            ValueError: The prompts' image tokens do not fit the pictures: processor and model do not belong together;
+                or an unknown `readout` or `decision`; or a draft for the parallel read-out, which has its own.
         """
+        if readout not in READOUTS:
+            raise ValueError(f"Unknown readout {readout!r}; accepted: {', '.join(READOUTS)}.")
+        if readout == "parallel" and draft is not None:
+            raise ValueError("The parallel read-out has a draft of its own; leave `draft` out.")
         device, (batch, prompt_length), length = self.device, input_ids.shape, len(grammar)
         encoded = self._encode_images(input_ids, pixel_values)
         input_ids = input_ids.to(device)
@@ -233,25 +167,25 @@ class ReadoutMixin:
             attention_mask = torch.ones_like(input_ids)
         mask = torch.cat([attention_mask.to(device), attention_mask.new_ones(batch, length).to(device)], 1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        reader = _ValueReader(grammar, device)
-        template = grammar.template().to(device)
-        answers = (template.expand(batch, -1) if draft is None else draft.to(device)).clone()
-        width = [len(alphabet) for alphabet in reader.alphabets]
-        finals = [torch.zeros(batch, grammar.count, size, device=device) for size in width]
+        reader, template = ValueReader(grammar, device), grammar.template().to(device)
+        if draft is None:
+            draft = (grammar.neutral_draft() if readout == "parallel" else template).expand(batch, -1)
+        answers = draft.to(device).clone()
+        finals = [torch.zeros(batch, grammar.count, len(letters), device=device) for letters in reader.alphabets]
 
+        end = prompt_length + length - 1  # nothing is asked of the last token
         shared = self._shared_length(input_ids, attention_mask) if reuse_prefix else 0
-        cache = self._prefix(input_ids[:1, :shared], batch) if shared else DynamicCache(config=self.config)
+        cache = self._cache(input_ids[:1, :shared], batch, end if static_shapes else None)
         rows = torch.arange(batch, device=device)  # the rows still being decoded
         start, forwards = 0, 0  # answer tokens before `start` are final in all of `rows` and need no recomputing
         logits = None
-        while len(rows):
+        while True:
             if forwards == 0:
                 tokens = torch.cat([input_ids[:, shared:], answers[:, :-1]], 1)
                 begin, image = shared, {"image": encoded}
             else:
                 begin, image = prompt_length + start - 1, None
                 tokens = answers[rows, start - 1 : -1]
-            end = prompt_length + length - 1
             outputs = self(
                 input_ids=tokens,
                 attention_mask=mask[rows, :end],
@@ -263,21 +197,26 @@ class ReadoutMixin:
             )
             forwards += 1
             if logits is None:
-                logits = outputs.logits
+                logits = outputs.logits.clone() if static_shapes else outputs.logits  # CUDA graphs reuse their outputs
             else:
                 logits[:, start:] = outputs.logits
-            chosen, log_probabilities = reader.choose(logits[:, reader.slots])
+            chosen, read = reader.choose(logits)
             choices = template.repeat(len(rows), 1)
             choices[:, reader.slots] = chosen
             agrees = choices == answers[rows]
             answers[rows] = choices
-            done = agrees.all(1)
-            for final, scores in zip(finals, log_probabilities, strict=True):
+            done = agrees.all(1) | (readout == "parallel")
+            for final, scores in zip(finals, read, strict=True):
                 final[rows[done]] = scores[done]
             if done.all():
                 break
-            # Up to its first disagreement, and with the choice made there, each row is final; the draft goes on from
-            # the earliest such place in the batch, so that one cache serves every row.
+            # Up to its first disagreement, and with the choice made there, each row is final. The draft goes on from
+            # the earliest such place in the batch, so that one cache serves every row; rows that are further check
+            # the same tokens as alone, so none needs more passes for the company. Finished rows leave.
+            if isinstance(cache, _StaticCache):
+                start = 1
+                cache.rewind(prompt_length)
+                continue
             keep = ~done
             start = int((~agrees[keep]).int().argmax(1).min()) + 1
             cache.crop(-(cache.get_seq_length() - (prompt_length + start - 1)))
@@ -285,10 +224,11 @@ class ReadoutMixin:
                 cache.batch_select_indices(keep.nonzero().squeeze(1))
                 rows, logits = rows[keep], logits[keep]
 
-        distributions = reader.distribution(answers[:, reader.slots], finals)
+        answered = answers[:, reader.slots]
+        distributions = reader.distribution(finals, answered if readout == "exact" else None)
         values = grammar.values.to(device)
-        picked = (answers[:, reader.slots][:, :, None] == reader.tokens).all(-1)
-        return Recognition(
+        picked = (answered[:, :, None] == reader.tokens).all(-1)
+        recognition = Recognition(
             sequences=answers,
             values=(picked * values).sum(-1),
             probabilities=(picked * distributions).sum(-1),
@@ -296,6 +236,13 @@ class ReadoutMixin:
             distributions=distributions,
             forwards=forwards,
         )
+        if return_evidence:
+            method, given = "attention" if return_evidence is True else return_evidence, answers
+            if readout == "parallel":
+                given = draft.to(device).expand_as(answers)
+            question = (input_ids, pixel_values, grammar, attention_mask, given)
+            recognition.evidence = find_evidence(self, *question, method, readout == "parallel")
+        return recognition.decide(decision, values)
 
     def _shared_length(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Tokens before the image that all rows of a batch have in common."""
@@ -303,8 +250,27 @@ class ReadoutMixin:
         same &= (input_ids != self.config.image_token_id).all(0)
         return int(same.int().argmin())
 
-    def _prefix(self, tokens: torch.Tensor, batch: int) -> DynamicCache:
-        """Keys and values of a text `(1, length)`, from memory if they are there, repeated for a batch."""
+    def _cache(self, tokens: torch.Tensor, batch: int, size: int | None) -> Cache:
+        """A cache that begins with a text `(1, length)` for a batch; with room for `size` tokens, or growing."""
+        prefix = self._prefix(tokens) if tokens.shape[1] else DynamicCache(config=self.config)
+        if size is None:
+            copied = copy.deepcopy(prefix)
+            if tokens.shape[1]:
+                copied.batch_repeat_interleave(batch)
+            return copied
+        # CUDA graphs find their tensors by address, so batches of one size share one cache.
+        wanted = (batch, size, self.dtype, self.device)
+        if self._static is None or self._static[0] != wanted:
+            self._static = (wanted, _StaticCache(config=self.config, max_cache_len=size))
+        static = self._static[1]
+        static.rewind(0)
+        if tokens.shape[1]:
+            for number, (keys, values, _) in enumerate(prefix):
+                static.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), number)
+        return static
+
+    def _prefix(self, tokens: torch.Tensor) -> DynamicCache:
+        """Keys and values of a text `(1, length)`, from memory if they are there."""
         # Training steps, loading, casting and moving all change one of these.
         weights = hash(tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters()))
         if self._prefixes is None or self._prefixes[0] != weights:
@@ -317,9 +283,7 @@ class ReadoutMixin:
             if len(known) > PREFIXES:
                 known.popitem(last=False)
         known.move_to_end(key)
-        copied = copy.deepcopy(known[key])
-        copied.batch_repeat_interleave(batch)
-        return copied
+        return known[key]
 
     def _encode_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor):
         """Encode the pictures, and see that each prompt holds as many image tokens as its picture has patches."""

@@ -13,7 +13,7 @@ import time
 import torch
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
-from au_llava.readout_au_llava import GrammarLogitsProcessor
+from au_llava.grammar_au_llava import GrammarLogitsProcessor
 
 
 def faces(count: int) -> list:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .action_units import ActionUnit, describe, get_task, select
 from .face_alignment import CROP_SIZE, open_image
@@ -111,7 +112,12 @@ class AuLlavaProcessor(LlavaProcessor):
         """
         side = {"height": CROP_SIZE, "width": CROP_SIZE}
         if vision is None:
-            image_processor = BitImageProcessorPil(size={"shortest_edge": CROP_SIZE}, crop_size=side)
+            image_processor = BitImageProcessorPil(
+                size={"shortest_edge": CROP_SIZE},
+                crop_size=side,
+                image_mean=IMAGENET_DEFAULT_MEAN,
+                image_std=IMAGENET_DEFAULT_STD,
+            )
         else:
             source = AutoImageProcessor.from_pretrained(vision)
             side = source.crop_size or source.size

@@ -25,7 +25,6 @@ def start_projector(model: AuLlavaForConditionalGeneration, heads: dict, images:
         heads (`dict`): Weights of the pretrainer, with `units`, `flow` and `landmarks`.
         images (`torch.Tensor` of shape `(batch, 3, 128, 128)`): Normalised faces to measure means and spreads on.
     """
-    model.eval()
     rows = torch.cat([heads[f"{name}.weight"] for name in ("units", "flow", "landmarks")])
     projector = model.model.multi_modal_projector
     projector.weight.zero_()
@@ -94,11 +93,12 @@ def main() -> None:
     # An answer of 24 intensities takes 146 tokens.
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=160, **ends)
     images = middle(read_shards(sorted(Path(args.data_dir).glob("train-*.parquet")), 500)["images"])
+    model.config.image_seq_length = len(model.eval().get_image_features(images[:1]).pooler_output[0])
+    side = round(model.config.image_seq_length**0.5)
     heads = torch.load(f"{args.encoder}/state.pt", weights_only=True)["model"]
     start_projector(model, heads, images)
     start_language_model(model, images)
     model.save_pretrained(args.output_dir)
-    side = round(model.config.image_seq_length**0.5)
     processor = AuLlavaProcessor.from_backbones(
         args.encoder, tokenizer, patch_size=SIZE // side, prompt_layout="text_first"
     )

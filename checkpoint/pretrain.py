@@ -30,12 +30,13 @@ from transformers import (
     ResNetModel,
     set_seed,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from au_llava.action_units import PRESETS, select
 
 
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
+DEVIATION = torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
 # Pixels a side: what the encoder sees, and what is kept of each render, so that shifts and turns need no padding.
 SIZE, KEPT = 128, 144
 UNITS = 23 + 24  # FACS units, then FEAFA's
@@ -258,7 +259,12 @@ def main() -> None:
         os.replace(state_file.with_suffix(".tmp"), state_file)
     model.encoder.save_pretrained(output)
     side = {"height": SIZE, "width": SIZE}
-    BitImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=side).save_pretrained(output)
+    BitImageProcessorPil(
+        size={"shortest_edge": SIZE},
+        crop_size=side,
+        image_mean=MEAN.flatten().tolist(),
+        image_std=DEVIATION.flatten().tolist(),
+    ).save_pretrained(output)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,14 @@ class FacialActionUnitPipeline(Pipeline):
         calibrated (`bool`, defaults to `True`): Use the checkpoint's temperatures and thresholds, where it has them.
         max_faces (`int`, *optional*): Keep at most so many faces of a photograph, the largest first.
         batch_size (`int`, defaults to 8): Faces that go through the model together.
+        return_evidence (`bool` or `str`, defaults to `False`): Also tell where the model looked: `True` or
+            `"attention"`, or `"occlusion"`, slower and more faithful; see [`find_evidence`].
 
     Returns:
         For one photograph a list of faces, largest first, each `{"box": [x0, y0, x1, y1] in pixels or None, "score": 0
         to 1 or None, "task": ..., "action_units": {"AU12": {"name", "value", "probability", "expected_value"}, ...}}`.
+        With `return_evidence` each Action Unit also has `"evidence"`, 16 rows of 16 numbers that sum to 1 (or to 0,
+        where no place mattered): what share of the answer rests on each patch of the face crop.
         For a list, a list of those; the entry of a photograph that could not be read is `{"error": "..."}` instead.
 
     Example:
@@ -59,8 +63,11 @@ class FacialActionUnitPipeline(Pipeline):
                 f"(image token id {wanted[0]}, {wanted[1]} of them a picture); load both from one folder."
             )
 
-    def _sanitize_parameters(self, task=None, action_units=None, detector=None, max_faces=None, calibrated=None):
+    def _sanitize_parameters(
+        self, task=None, action_units=None, detector=None, max_faces=None, calibrated=None, return_evidence=None
+    ):
         question = {"task": task, "action_units": action_units, "calibrated": calibrated}
+        question["return_evidence"] = return_evidence
         search = {"detector": detector, "max_faces": max_faces}
         question, search = ({k: v for k, v in group.items() if v is not None} for group in (question, search))
         return search, question, {}
@@ -113,15 +120,25 @@ class FacialActionUnitPipeline(Pipeline):
         return faces
 
     def _forward(
-        self, faces: list[Face], task: str, action_units: list, batch_size: int, calibrated: bool = True
+        self,
+        faces: list[Face],
+        task: str,
+        action_units: list,
+        batch_size: int,
+        calibrated: bool = True,
+        return_evidence: bool | str = False,
     ) -> list[dict]:
         """Recognise the Action Units of faces, some at a time."""
         grammar, answers = self.processor.grammar(task, action_units), []
         for start in range(0, len(faces), batch_size):
             crops = [face.crop for face in faces[start : start + batch_size]]
             inputs = self.processor(images=crops, task=task, action_units=action_units)
-            recognition = self.model.recognize(**inputs, grammar=grammar)
+            recognition = self.model.recognize(**inputs, grammar=grammar, return_evidence=return_evidence)
             answers += self.processor.read(recognition, task, action_units, calibrated)
+            if recognition.evidence is not None:
+                for answer, maps in zip(answers[start:], recognition.evidence.double().round(decimals=6), strict=True):
+                    for unit, cells in zip(answer.values(), maps.tolist(), strict=True):
+                        unit["evidence"] = cells
         return answers
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:

@@ -1,0 +1,140 @@
+"""Where the model looked: for each Action Unit a 16 x 16 map of the image patches that its answer rested on.
+
+Two ways, neither of which changes an answer. `"attention"` takes one more pass over the answer and tells which patches
+the model attended to where it chose a value. `"occlusion"` blurs one place of the crop after the other and tells how
+far each answer moves; it takes hundreds of passes and is the more faithful, for what is attended to need not matter
+(Jain and Wallace, 2019; occlusion: Zeiler and Fergus, 2014).
+
+Nothing here knows of Action Units or text.
+"""
+
+from math import isqrt
+from threading import Lock
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache
+
+from .grammar_au_llava import AnswerGrammar, ValueReader
+
+
+METHODS = ("attention", "occlusion")
+GRID = 16  # cells along a side of a map
+WINDOW = 3  # cells along a side of what is blurred at once
+BLUR = 5  # cells along a side of what is averaged to blur
+SLIGHT = 1e-3  # a change of the expected value below this share of its range is none
+_SWITCH = Lock()
+
+
+def find_evidence(
+    model,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    grammar: AnswerGrammar,
+    attention_mask: torch.Tensor,
+    answers: torch.Tensor,
+    method: str = "attention",
+    parallel: bool = False,
+) -> torch.Tensor:
+    """Maps of what the answers to a batch of crops rested on.
+
+    Args:
+        model ([`AuLlavaForConditionalGeneration`]): The model that answered.
+        input_ids (`torch.LongTensor` of shape `(batch, length)`): Left-padded prompts with their image tokens.
+        pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): One face crop a prompt.
+        grammar (`AnswerGrammar`): The grammar of the answers.
+        attention_mask (`torch.LongTensor` of shape `(batch, length)`): 0 for padding.
+        answers (`torch.LongTensor` of shape `(batch, tokens)`): What the model read where it chose the values: its
+            answers or, for the parallel read-out, the neutral draft.
+        method (`str`, defaults to `"attention"`): `"attention"`, the mean over layers, heads and the value's free
+            tokens of the attention that the token before pays to the patches; or `"occlusion"`, how much the expected
+            value changes when three by three cells are blurred, a mean over the windows that cover a cell.
+        parallel (`bool`, defaults to `False`): The answers are a neutral draft.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, count, 16, 16)`: top row first; each map is not negative and sums to 1,
+        or is 0 everywhere where no place mattered.
+
+    Raises:
+        ValueError: Unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Unknown evidence {method!r}; accepted: {', '.join(METHODS)}.")
+    inputs = (input_ids.to(model.device), pixel_values, grammar, attention_mask.to(model.device), answers)
+    maps = _attended(model, *inputs) if method == "attention" else _moved(model, *inputs, parallel)
+    return maps / maps.sum((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def _attended(model, input_ids, pixel_values, grammar, attention_mask, answers) -> torch.Tensor:
+    length = input_ids.shape[1]
+    mask = torch.cat([attention_mask, torch.ones_like(answers)], 1)[:, :-1]  # nothing is asked of the last token
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    tokens = torch.cat([input_ids, answers], 1)[:, :-1]
+    cache, start = DynamicCache(config=model.config), length - 1
+    encoded = model._encode_images(input_ids, pixel_values)
+    model.model(
+        input_ids=tokens[:, :start], attention_mask=mask[:, :start], position_ids=positions[:, :start],
+        past_key_values=cache, use_cache=True, mm_encoder_outputs={"image": encoded},
+    )  # fmt: skip
+    language = model.model.language_model
+    with _SWITCH:  # only the plain implementation tells its weights; the few tokens of an answer need no fast one
+        usual = language.config._attn_implementation
+        language.set_attn_implementation("eager")
+        try:
+            weights = language(
+                input_ids=tokens[:, start:], attention_mask=mask, position_ids=positions[:, start:],
+                past_key_values=cache, use_cache=True, output_attentions=True,
+            ).attentions  # fmt: skip
+        finally:
+            language.set_attn_implementation(usual)
+    mean = torch.stack([layer.float().mean(1) for layer in weights]).mean(0)  # (batch, answer's tokens, all tokens)
+    # What is seen at a place decides the next token, and the first place seen here is the prompt's last one.
+    asking = grammar.slots()[:, grammar.free()].to(mean.device)
+    slots = mean[:, asking].mean(2)  # (batch, count, all tokens)
+    image = tokens == model.config.image_token_id
+    patches = torch.stack([row[:, where] for row, where in zip(slots, image, strict=True)])
+    side = isqrt(patches.shape[-1])
+    return functional.interpolate(patches.unflatten(-1, (side, side)), size=(GRID, GRID), mode="area")
+
+
+def _moved(model, input_ids, pixel_values, grammar, attention_mask, answers, parallel) -> torch.Tensor:
+    reader, values = ValueReader(grammar, model.device), grammar.values.to(model.device)
+    slight = SLIGHT * float(values[-1] - values[0])
+    cells = torch.eye(GRID * GRID, device=model.device).unflatten(-1, (GRID, GRID))
+    windows = functional.max_pool2d(cells, WINDOW, 1, WINDOW // 2)  # (windows, 16, 16): the cells that each one blurs
+    maps = []
+    for ids, pixels, mask, answer in zip(
+        input_ids, pixel_values.to(model.device), attention_mask, answers, strict=True
+    ):
+        mask = torch.cat([mask, torch.ones_like(answer)])[None, :-1]
+        shared = model._shared_length(ids[None], mask[:, : len(ids)])
+
+        def expected(pictures, ids=ids, mask=mask, answer=answer, shared=shared) -> torch.Tensor:
+            """`(pictures, count)`: means of the distributions, were the rest of the answer the same."""
+            rows = len(pictures)
+            prompts, given = ids.expand(rows, -1), answer.expand(rows, -1)
+            outputs = model(
+                input_ids=torch.cat([prompts[:, shared:], given[:, :-1]], 1),
+                attention_mask=mask.expand(rows, -1),
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, shared:].expand(rows, -1),
+                past_key_values=model._cache(prompts[:1, :shared], rows, None),
+                use_cache=True,
+                logits_to_keep=len(answer),
+                mm_encoder_outputs={"image": model._encode_images(prompts, pictures)},
+            )
+            seen = None if parallel else given[:, reader.slots]
+            return reader.distribution(reader.choose(outputs.logits)[1], seen) @ values
+
+        height, width = pixels.shape[-2:]
+        sides = [BLUR * side // GRID // 2 * 2 + 1 for side in (height, width)]
+        margins = [sides[1] // 2] * 2 + [sides[0] // 2] * 2
+        padded = functional.pad(pixels[None], margins, "reflect")
+        blurred = functional.avg_pool2d(padded, sides, 1)
+        whole, changes = expected(pixels[None]), []
+        for some in windows.split(32):
+            hidden = functional.interpolate(some[:, None], size=(height, width), mode="nearest")
+            changes.append((expected(torch.where(hidden > 0, blurred, pixels)) - whole).abs())
+        change = torch.cat(changes)
+        change = torch.where(change < slight, 0, change)
+        maps.append((change.T @ windows.flatten(1) / windows.sum((1, 2))).unflatten(-1, (GRID, GRID)))
+    return torch.stack(maps)

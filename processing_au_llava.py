@@ -233,7 +233,10 @@ class AuLlavaProcessor(LlavaProcessor):
         )
 
     def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:
-        """Apply what was fitted on a validation split: the task's temperature, and thresholds on P(present)."""
+        """Apply what was fitted on a validation split: the task's temperature, and thresholds on P(present).
+
+        Thresholds move the `"mode"`; a `"mean"` or `"median"` is taken again from the new distribution.
+        """
         if task not in self.calibration:
             return recognition
         fitted, allowed = self.calibration[task], torch.tensor(get_task(task).values)
@@ -250,7 +253,7 @@ class AuLlavaProcessor(LlavaProcessor):
             probabilities=distributions.gather(-1, chosen).squeeze(-1),
             expected_values=expected,
             distributions=distributions,
-        )
+        ).decide(recognition.decision, allowed)
 
     def read(
         self, recognition: Recognition, task: str, action_units=None, calibrated: bool = True
@@ -258,9 +261,10 @@ class AuLlavaProcessor(LlavaProcessor):
         """Name the numbers of a [`Recognition`], after [`calibrate`] unless `calibrated` is `False`.
 
         Returns:
-            `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task);
-            `probability` (0 to 1) of that value; `expected_value`, the mean over the task's values, which for
-            `detection` is the probability that the unit is present. All JSON-serialisable.
+            `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task; a
+            real number in that range where the decision was `"mean"`); `probability` (0 to 1) of that value, or of the
+            nearest one allowed; `expected_value`, the mean over the task's values, which for `detection` is the
+            probability that the unit is present. All JSON-serialisable.
         """
         chosen, units = get_task(task), select(action_units, task)
         if calibrated:
@@ -270,7 +274,7 @@ class AuLlavaProcessor(LlavaProcessor):
             {
                 unit.code: {
                     "name": unit.name,
-                    "value": chosen.number(value),
+                    "value": round(value, 6) if recognition.decision == "mean" else chosen.number(value),
                     "probability": round(probability, 6),
                     "expected_value": round(expected, 6),
                 }

@@ -46,6 +46,7 @@ class Recognition:
             others its share is spread evenly. With `readout="parallel"` it is the product of the digits' own
             probabilities, each read without knowing the others.
         forwards (`int`): Forward passes that the batch took.
+        decision (`str`): How `values` follow from `distributions`: `"mode"`, `"mean"` or `"median"`.
         evidence (`torch.Tensor` of shape `(batch, count, 16, 16)`, *optional*): What each answer rested on; see
             [`find_evidence`].
     """
@@ -56,15 +57,16 @@ class Recognition:
     expected_values: torch.Tensor
     distributions: torch.Tensor
     forwards: int
+    decision: str = "mode"
     evidence: torch.Tensor | None = None
 
     def decide(self, decision: str, allowed: torch.Tensor) -> "Recognition":
         """Answer with another number of each distribution.
 
         Args:
-            decision (`str`): `"mode"` keeps the values; `"mean"` answers with the expected value, a real number and
-                best for correlations and squared errors; `"median"` with the allowed value that at least half of the
-                probability does not exceed, best for absolute errors.
+            decision (`str`): `"mode"` keeps the values, the most probable ones digit by digit; `"mean"` answers with
+                the expected value, a real number and best for correlations and squared errors; `"median"` with the
+                lowest value that at least half of the probability does not exceed, best for absolute errors.
             allowed (`torch.Tensor` of shape `(values,)`): The task's values, in rising order.
 
         Returns:
@@ -84,7 +86,8 @@ class Recognition:
             below = (self.distributions.cumsum(-1) < 0.5).sum(-1)
             values = allowed.to(below.device)[below.clamp(max=len(allowed) - 1)]
         nearest = (values[..., None] - allowed.to(values.device)).abs().argmin(-1, keepdim=True)
-        return replace(self, values=values, probabilities=self.distributions.gather(-1, nearest).squeeze(-1))
+        probabilities = self.distributions.gather(-1, nearest).squeeze(-1)
+        return replace(self, values=values, probabilities=probabilities, decision=decision)
 
 
 class _StaticCache(StaticCache):
@@ -161,7 +164,7 @@ class ReadoutMixin:
         if readout == "parallel" and draft is not None:
             raise ValueError("The parallel read-out has a draft of its own; leave `draft` out.")
         device, (batch, prompt_length), length = self.device, input_ids.shape, len(grammar)
-        encoded = self._encode_images(input_ids, pixel_values)
+        encoded = self._encode_images(input_ids, pixel_values, encoded)
         input_ids = input_ids.to(device)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -285,9 +288,10 @@ class ReadoutMixin:
         known.move_to_end(key)
         return known[key]
 
-    def _encode_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor):
+    def _encode_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, encoded=None):
         """Encode the pictures, and see that each prompt holds as many image tokens as its picture has patches."""
-        encoded = self.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype))
+        if encoded is None:
+            encoded = self.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype))
         found = (input_ids == self.config.image_token_id).sum(1).tolist()
         expected = [len(patches) for patches in encoded.pooler_output]
         if found != expected:

@@ -50,14 +50,14 @@ def seeker(tokenizer, processor) -> AuLlavaForConditionalGeneration:
     for start, channel in ((0, 0), (2, 2)):
         for row, sign in ((start, 1.0), (start + 1, -1.0)):
             place("patch_embeddings.projection.weight", (row, channel, sign / CELL**2))
-    place("patch_embeddings.projection.bias", (4, 1.0), (5, -1.0))
+    place("patch_embeddings.projection.bias", (4, 4.0), (5, -4.0))
     place("multi_modal_projector.weight", (0, 0, 1.0), (1, 2, 1.0), (6, 4, 1.0))
     place("embed_tokens.weight", (grammar.opening[-1], 2, 1.0), (grammar.separator[-1], 3, 1.0))
     place("q_proj.weight", (3, 2, 40.0), (2, 3, 40.0))
     place("k_proj.weight", (3, 0, 1.0), (2, 1, 1.0))
     place("v_proj.weight", (0, 0, 1.0), (1, 1, 1.0))
     place("o_proj.weight", (4, 0, 5.0), (5, 1, 5.0))
-    place("lm_head.weight", (no, 2, 8.0), (no, 3, 8.0), (yes, 4, 8.0), (yes, 5, 8.0))
+    place("lm_head.weight", (no, 2, 24.0), (no, 3, 24.0), (yes, 4, 8.0), (yes, 5, 8.0))
     model.load_state_dict(state)
     return model
 
@@ -102,8 +102,11 @@ def test_each_answer_s_map_points_at_what_decided_it(seeking, method, red, blue)
 
 
 def test_where_nothing_matters_nothing_is_shown(seeking):
-    values, (red, blue) = answers(seeking, crop(red=(8, 8)), "occlusion")
-    assert values == [1, 0]
+    question = {"task": "detection", "action_units": "AU1,AU2"}
+    inputs, grammar = seeking.processor(images=crop(red=(8, 8)), **question), seeking.processor.grammar(**question)
+    found = seeking.model.recognize(**inputs, grammar=grammar, readout="parallel", return_evidence="occlusion")
+    [[red, blue]] = found.evidence
+    assert found.values.tolist() == [[1, 0]]
     assert red[8, 8] == red.max() > 0 and not blue.any()
     # Attention has to go somewhere; with nothing to find it goes everywhere alike.
     assert np.allclose(answers(seeking, crop(), "attention")[1], 1 / 256, atol=1e-4)
@@ -114,19 +117,18 @@ def test_where_nothing_matters_nothing_is_shown(seeking):
 def test_evidence_changes_no_answer_and_a_batch_is_as_its_parts(model, processor, task, readout):
     noise = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), dtype=np.uint8)
     crops, grammar = [Image.fromarray(one) for one in noise], processor.grammar(task, "AU1,AU12")
-    for method in ("attention", "occlusion") if task == "detection" else ("attention",):
-        usual = model.model.language_model.config._attn_implementation
-        for which in (crops, crops[:1], crops[1:]):
-            inputs = processor(images=which, task=task, action_units="AU1,AU12")
-            plain = model.recognize(**inputs, grammar=grammar, readout=readout)
-            found = model.recognize(**inputs, grammar=grammar, readout=readout, return_evidence=method)
-            assert plain.evidence is None and torch.equal(plain.distributions, found.distributions)
-            if which is crops:
-                both = found.evidence
-        assert both.shape == (2, 2, 16, 16) and torch.allclose(both.sum((2, 3)), torch.ones(2, 2))
-        assert torch.allclose(both[1:], found.evidence, atol=1e-7)
-        assert (both[0] - both[1]).abs().max() > 1e-5  # other pictures, other maps
-        assert model.model.language_model.config._attn_implementation == usual
+    usual = model.model.language_model.config._attn_implementation
+    maps = []
+    for which in (crops, crops[:1], crops[1:]):
+        inputs = processor(images=which, task=task, action_units="AU1,AU12")
+        plain = model.recognize(**inputs, grammar=grammar, readout=readout)
+        found = model.recognize(**inputs, grammar=grammar, readout=readout, return_evidence=True)
+        assert plain.evidence is None and torch.equal(plain.distributions, found.distributions)
+        maps.append(found.evidence)
+    assert maps[0].shape == (2, 2, 16, 16) and torch.allclose(maps[0].sum((2, 3)), torch.ones(2, 2))
+    assert torch.allclose(maps[0], torch.cat(maps[1:]), atol=1e-7)
+    assert (maps[1] - maps[2]).abs().max() > 1e-5  # other pictures, other maps
+    assert model.model.language_model.config._attn_implementation == usual
     # The tiny encoder has 4 x 4 patches: a cell of the map shows the patch that it lies in.
     blocks = model.recognize(**inputs, grammar=grammar, return_evidence=True).evidence.unflatten(2, (4, 4))
     assert torch.equal(blocks.amin(3), blocks.amax(3))

@@ -3,10 +3,12 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
 from .action_units import PRESETS, TASKS, describe
+from .inputs import is_camera
 
 
 EXIT_CODES = "exit codes: 0 all well, 1 some inputs failed, 2 wrong usage or set-up, 130 interrupted"
@@ -37,17 +39,19 @@ def parser() -> ArgumentParser:
         made.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
 
     made = command("recognize", _recognize, "Recognise Action Units in photographs and videos.", _EXAMPLES)
-    inputs = "pictures, videos, folders, patterns, addresses, or - for a list of them on standard input"
+    inputs = "pictures, videos, folders, patterns, addresses, a camera's number, or - for a list on standard input"
     made.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
     made.add_argument("--task", choices=[*TASKS, "all"], help="what to ask (default: detection)")
     units(made)
     output = "a .csv, .jsonl or .parquet file, or - for JSON Lines (default: tables to read)"
     made.add_argument("--output", metavar="FILE", help=output)
-    overlay = "also draw boxes and bars, a picture or film for each input"
-    made.add_argument("--overlay", type=Path, metavar="DIR", help=overlay)
+    overlay = "also draw boxes and bars, a picture or film for each input; for a single input also a file's name"
+    made.add_argument("--overlay", type=Path, metavar="DIR_OR_FILE", help=overlay)
     made.add_argument(
         "--fps", type=_rate, metavar="N", help="look at N frames of each second of a video (default: all)"
     )
+    smooth = "smooth the answers of a video by their median over N seconds (default: not at all)"
+    made.add_argument("--smooth", type=_rate, metavar="N", help=smooth)
     made.add_argument("--openface", action="store_true", help="name the columns as OpenFace 2 does: AU12_c, AU12_r")
     made.add_argument("--max-faces", type=_positive, metavar="N", help="at most N faces a picture, the largest")
     made.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="faces at a time (default: 8)")
@@ -55,6 +59,12 @@ def parser() -> ArgumentParser:
 
     made = command("demo", _demo, "Recognise Action Units in the example pictures and write a report.")
     made.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="where to (default: demo)")
+    setup(made)
+
+    made = command("app", _app, "Open a web page for photographs, videos and a webcam.")
+    made.add_argument(
+        "--port", type=_positive, metavar="N", help="port to serve at (default: the first free from 7860)"
+    )
     setup(made)
 
     made = command("describe", _describe, "Print the text description T that the model is asked with.")
@@ -72,6 +82,7 @@ examples:
   au-llava recognize photos/ --task intensity_level --action-units AU6,AU12 --output smiles.csv --overlay drawn/
   find . -name '*.png' | au-llava recognize - --output all.parquet
   au-llava recognize talk.mp4 --fps 5 --output talk.csv --overlay drawn/
+  au-llava recognize 0 --fps 2 --output session.csv     (camera 0, until Ctrl-C)
 
 {EXIT_CODES}"""
 
@@ -89,12 +100,15 @@ def _rate(text: str) -> float:
 
 
 # argparse shows these names: "invalid whole number above 0 value: '0'"
-_positive.__name__, _rate.__name__ = "whole number above 0", "number of frames a second"
+_positive.__name__, _rate.__name__ = "whole number above 0", "number above 0 and below 1000"
 
 
 # torch takes seconds to import; help and describe do without.
 def _recognize(arguments: Namespace) -> int:
-    from .recognize import run
+    if is_camera(arguments.input[0]):
+        from .camera import run
+    else:
+        from .recognize import run
 
     return run(arguments)
 
@@ -103,6 +117,17 @@ def _demo(arguments: Namespace) -> int:
     from .demo import run
 
     return run(arguments)
+
+
+def _app(arguments: Namespace) -> int:
+    if not find_spec("gradio"):
+        raise ImportError("The web page needs Gradio; install it with `pip install au-llava[app]`.")
+    from .app import launch
+    from .photos import check_detector, load_pipeline
+
+    check_detector(arguments.detector)
+    launch(load_pipeline(arguments.model, arguments.device), arguments.detector, server_port=arguments.port)
+    return 0
 
 
 def _doctor(arguments: Namespace) -> int:

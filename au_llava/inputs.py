@@ -30,6 +30,11 @@ def is_video(name: str) -> bool:
     return name.lower().endswith(VIDEOS)
 
 
+def is_camera(name: str) -> bool:
+    """Whether a name is a camera's number; a file or folder of that name comes first."""
+    return name.isdecimal() and not Path(name).exists()
+
+
 def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     """Every picture and video that the inputs name, each once, in order.
 

@@ -1,7 +1,9 @@
 """What a long job has finished, kept on disk line by line, so that a killed job goes on where it stopped."""
 
+import glob
 import json
-from collections.abc import Container, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -9,72 +11,86 @@ class Journal:
     """The finished parts of a job and their rows.
 
     A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed is
-    dropped, and what it held is done again.
+    dropped, and what it held is done again. Where several processes share a job, each writes a file of its own and
+    reads those of all, whatever their number was before.
 
     Args:
         path (`Path`): The journal's file. It is made, or continued where it holds parts of the same job.
-        settings (`dict`): What the rows depend on, JSON-serialisable. A journal of other settings is started anew.
+        settings (`dict`): What the rows depend on, JSON-serialisable. Files of other settings are not read.
+        process (`int`, defaults to 0): Which of the processes this is; others than 0 write `PATH-1` and so on.
 
     Attributes:
         done, failed (`set[str]`): The parts that are finished, and those with a row whose `status` is `failed`.
     """
 
-    def __init__(self, path: Path, settings: dict):
+    def __init__(self, path: Path, settings: dict, process: int = 0):
         self.path = path
-        self.done: set[str] = set()
-        self.failed: set[str] = set()
+        self.own = path.with_name(f"{path.name}-{process}") if process else path
+        self._head = json.dumps({"settings": settings}).encode() + b"\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps({"settings": settings}).encode() + b"\n"
-        length = self._read(head) if path.is_file() else 0
-        self._file = path.open("r+b" if length else "wb")
+        length = self.reload().get(self.own, 0)
+        self._file = self.own.open("r+b" if length else "wb")
         self._file.seek(length)
         self._file.truncate()
         if not length:
-            self._write(head)
+            self._file.write(self._head)
+            self._file.flush()
 
-    def _read(self, head: bytes) -> int:
-        """Note what is done; the length in bytes of what can be kept, 0 if the settings are others."""
-        with self.path.open("rb") as file:
-            if file.readline() != head:
+    def reload(self) -> dict[Path, int]:
+        """Read what all processes have kept; how many bytes of each file can be used, 0 if its settings are others."""
+        self.done: set[str] = set()
+        self.failed: set[str] = set()
+        # By part, and there by the number of the line, so that one that was done twice counts once: file and offset.
+        self._places: dict[str, dict[int, tuple[Path, int]]] = defaultdict(dict)
+        return {path: self._read(path) for path in self._files()}
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.parent.glob(glob.escape(self.path.name) + "*"))
+
+    def _read(self, path: Path) -> int:
+        with path.open("rb") as file:
+            if file.readline() != self._head:
                 return 0
-            length = len(head)
+            length = len(self._head)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
+                self._note(json.loads(line), path, length)
                 length += len(line)
-                self._note(json.loads(line))
         return length
 
-    def _write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
-
-    def _note(self, entry: dict) -> None:
+    def _note(self, entry: dict, path: Path, offset: int) -> None:
+        if entry["number"] == 0:
+            self.failed.discard(entry["part"])
+        self._places[entry["part"]][entry["number"]] = path, offset
         if entry["done"]:
             self.done.add(entry["part"])
         if any(row["status"] == "failed" for row in entry["rows"]):
             self.failed.add(entry["part"])
 
-    def add(self, part: str, rows: list[dict], done: bool = True) -> None:
-        """Keep rows of a part, and note whether it is finished with them."""
-        entry = {"part": part, "done": done, "rows": rows}
-        self._write(json.dumps(entry).encode() + b"\n")
-        self._note(entry)
+    def add(self, rows: dict[str, list[dict]], done: bool = True) -> None:
+        """Keep rows of some parts at once, and note whether the parts are finished with them."""
+        for part, found in rows.items():
+            number = 0 if part in self.done else len(self._places[part])
+            entry = {"part": part, "number": number, "done": done, "rows": found}
+            self._note(entry, self.own, self._file.tell())
+            self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
 
-    def rows(self, parts: Container[str]) -> Iterator[dict]:
-        """The rows of these parts, in the order of the work, read from disk."""
-        with self.path.open("rb") as file:
-            next(file)
-            for line in file:
-                entry = json.loads(line)
-                if entry["part"] in parts:
-                    yield from entry["rows"]
+    def rows(self, parts: Iterable[str]) -> Iterator[dict]:
+        """The rows of these parts in the order of the parts, read from disk."""
+        for part in parts:
+            for _, (path, offset) in sorted(self._places.get(part, {}).items()):
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    yield from json.loads(file.readline())["rows"]
 
     def close(self) -> None:
         """Leave the journal for a later job to continue."""
         self._file.close()
 
     def remove(self) -> None:
-        """Close the journal and delete it: the job is done."""
+        """Close the journal and delete the files of all processes: the job is done."""
         self._file.close()
-        self.path.unlink()
+        for path in self._files():
+            path.unlink()

@@ -156,7 +156,7 @@ def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
         with weights.open("rb") as file:
             entry["weights SHA-256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     entry["parameters"] = f"{pipe.model.num_parameters():,}"
-    entry["device"] = f"{pipe.model.device}, {str(pipe.model.dtype).removeprefix('torch.')}"
+    entry["device"] = f"{pipe.model.device.type}, {str(pipe.model.dtype).removeprefix('torch.')}"
     entry["detector"] = detector
     packages = ("torch", "transformers", "insightface", "scikit-image", "pillow")
     versions = [f"{name} {version(name)}" for name in packages]

@@ -1,20 +1,26 @@
 """`au-llava recognize`: photographs and videos in, a table of faces and Action Units out."""
 
 import json
+import math
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from .action_units import TASKS
 from .drawing import draw_sheet
-from .inputs import expand, is_video, place_below
+from .inputs import PICTURES, VIDEOS, expand, is_video, place_below
 from .journal import Journal
 from .photos import Photo, Question, check_detector, load_pipeline, provenance, questions, recognize
+from .smoothing import smoothed
 from .tables import FORMATS, Column, columns, openface_columns, replaced, rows, text_table, write_table
 
 
@@ -25,12 +31,22 @@ def run(arguments: Namespace) -> int:
     output = None if arguments.output in (None, "-") else Path(arguments.output)
     if output and output.suffix not in FORMATS:
         raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
-    inputs = expand(arguments.input, arguments.overlay)
+    crew = _crew(arguments)
+    inputs = expand(arguments.input, arguments.overlay) if crew.is_main_process else []
+    [inputs] = broadcast_object_list([inputs])
     if not output and any(map(is_video, inputs)):
         raise ValueError("Videos need --output FILE.csv, .jsonl or .parquet.")
-    check_detector(arguments.detector)
-    pipe = load_pipeline(arguments.model, arguments.device)
-    if arguments.openface:
+    if not output and crew.num_processes > 1:
+        raise ValueError("Several processes need --output FILE.csv, .jsonl or .parquet.")
+    if arguments.overlay and _is_file(arguments.overlay) and len(inputs) > 1:
+        raise ValueError(
+            f"--overlay {arguments.overlay} is one file, but there are {len(inputs)} inputs; name a folder."
+        )
+    with crew.local_main_process_first():  # what has to be downloaded is downloaded once
+        check_detector(arguments.detector)
+        device = arguments.device or (str(crew.device) if crew.num_processes > 1 else None)
+        pipe = load_pipeline(arguments.model, device)
+    if arguments.openface and crew.is_main_process:
         _tell_mapping(asked, chosen)
     if not output:
         return 1 if _print_all(pipe, inputs, asked, chosen, arguments) else 0
@@ -38,26 +54,49 @@ def run(arguments: Namespace) -> int:
     about = provenance(pipe, arguments.detector)
     settings = {"asked": [[task, [unit.line() for unit in units]] for task, units in asked], "fps": arguments.fps}
     settings |= {"max faces": arguments.max_faces} | {name: text for name, text in about.items() if name != "date"}
-    journal = Journal(output.with_name(output.name + ".partial"), settings)
-    todo = [name for name in inputs if name not in journal.done]
-    if len(todo) < len(inputs):
-        print(f"{len(inputs) - len(todo)} of {len(inputs)} inputs were done before.", file=sys.stderr)
+    if arguments.smooth:
+        about["smoothing"] = f"median over {arguments.smooth:g} seconds of a video's answers"
+    journal = Journal(output.with_name(output.name + ".partial"), settings, crew.process_index)
+    done = journal.done & set(inputs)
+    if done and crew.is_main_process:
+        print(f"{len(done)} of {len(inputs)} inputs were done before.", file=sys.stderr)
+    videos = [name for name in inputs if is_video(name)]
+    mine = slice(crew.process_index, None, crew.num_processes)  # every so many-th piece of work
     try:
-        _do_photos(journal, pipe, [name for name in todo if not is_video(name)], asked, arguments, inputs)
-        for name in filter(is_video, todo):
+        _do_photos(journal, pipe, asked, arguments, inputs, mine)
+        for name in [name for name in videos[mine] if name not in journal.done]:
             _do_video(journal, pipe, name, asked, arguments)
-        for name in filter(is_video, inputs):
+        crew.wait_for_everyone()
+        journal.reload()
+        for name in videos[mine]:
             _show_video(journal, name, asked, arguments, inputs)
+        crew.wait_for_everyone()
+        if crew.is_main_process:
+            write_table(output, _smooth(journal.rows(inputs), asked, arguments), chosen, about)
+        crew.wait_for_everyone()
     except BaseException:
-        kept = f"{len(journal.done)} of {len(inputs)} inputs are done"
+        kept = f"{len(journal.done & set(inputs))} of {len(inputs)} inputs are done"
         print(f"Stopped; {kept}. The same command goes on from there.", file=sys.stderr)
         journal.close()
         raise
-    write_table(output, journal.rows(set(inputs)), chosen, about)
+    if not crew.is_main_process:
+        journal.close()
+        return 0
     failed = len(journal.failed & set(inputs))
     journal.remove()
     print(f"{len(inputs)} inputs, {failed} failed: {output}, described in {output}.columns.json", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _crew(arguments: Namespace) -> PartialState:
+    """Which of how many processes this is: one, but under `accelerate launch` or `torchrun`."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    cpu = arguments.device == "cpu" or found is None or found.type == "mps"
+    return PartialState(cpu=cpu, timeout=timedelta(days=30))  # the first to finish has to wait for the last
+
+
+def _smooth(rows: Iterator[dict], asked: list[Question], arguments: Namespace) -> Iterator[dict]:
+    return smoothed(rows, asked, arguments.smooth) if arguments.smooth else rows
 
 
 def _search(arguments: Namespace) -> dict:
@@ -81,29 +120,47 @@ def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Colu
     return failed
 
 
-def _do_photos(journal: Journal, pipe, names: list[str], asked, arguments: Namespace, inputs: list[str]) -> None:
-    with closing(recognize(pipe, names, asked, **_search(arguments))) as photos:
-        for photo in tqdm(photos, total=len(names), unit="picture", disable=None if names else True):
-            _save_overlay(photo, arguments.overlay, inputs)
-            if photo.error:
-                print(f"au-llava: {photo.error}", file=sys.stderr)
-            journal.add(photo.source, rows(photo, photo.source))
+def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: list[str], mine: slice) -> None:
+    """Recognise photographs in groups. A group is done as a whole or again, so that batches and with them the last
+    digits of the answers are the same however often the job was stopped, and by however many processes it is done."""
+    photos, size = [name for name in inputs if not is_video(name)], 4 * arguments.batch_size
+    groups = [photos[start : start + size] for start in range(0, len(photos), size)][mine]
+    groups = [group for group in groups if not journal.done.issuperset(group)]
+    quiet = None if groups and mine.start == 0 else True
+    with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
+        for group in groups:
+            found = {}
+            with closing(recognize(pipe, group, asked, **_search(arguments))) as answered:
+                for photo in answered:
+                    _save_overlay(photo, arguments.overlay, inputs)
+                    if photo.error:
+                        print(f"au-llava: {photo.error}", file=sys.stderr)
+                    found[photo.source] = rows(photo, photo.source)
+                    bar.update()
+            journal.add(found)
 
 
 def _do_video(journal: Journal, pipe, name: str, asked: list[Question], arguments: Namespace) -> None:
     from .videos import Video, recognize_video
 
     try:
-        video, earlier = Video.open(name), journal.rows({name})
+        video, earlier = Video.open(name), journal.rows([name])
         some = recognize_video(pipe, video, asked, arguments.fps, earlier, **_search(arguments))
-        with closing(some), tqdm(desc=name, total=round(video.count / video.rate, 1), unit="s", disable=None) as bar:
+        with closing(some), _video_bar(video, arguments.fps) as bar:
+            bar.update(len({row["frame"] for row in journal.rows([name])}))
             for found in some:
-                journal.add(name, found, done=False)
-                bar.update(round(found[-1]["time"] - bar.n, 1))
-        journal.add(name, [])
+                journal.add({name: found}, done=False)
+                bar.update(len({row["frame"] for row in found}))
+        journal.add({name: []})
     except (OSError, ValueError) as error:
         print(f"au-llava: {error}", file=sys.stderr)
-        journal.add(name, [{"file": name, "status": "failed", "error": str(error)}])
+        journal.add({name: [{"file": name, "status": "failed", "error": str(error)}]})
+
+
+def _video_bar(video, per_second: float | None) -> tqdm:
+    """Progress in frames that are looked at: so many a second, and the time left."""
+    share = min(1.0, per_second / video.rate) if per_second else 1.0
+    return tqdm(desc=video.path, total=math.ceil(video.count * share) or None, unit="frame", disable=None)
 
 
 def _show_video(journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: list[str]) -> None:
@@ -112,14 +169,14 @@ def _show_video(journal: Journal, name: str, asked: list[Question], arguments: N
     from .videos import Video
 
     def found() -> Iterator[dict]:
-        return (row for row in journal.rows({name}) if "frame" in row)
+        return (row for row in _smooth(journal.rows([name]), asked, arguments) if "frame" in row)
 
     if any(True for _ in found()):
         video, place = Video.open(name), place_below(name, inputs)
         stem = Path(f"{arguments.output}.{'_'.join(place.parts)}")
         write_timelines(stem, video, found, asked, arguments.fps)
         if arguments.overlay:
-            write_film(arguments.overlay / place.with_name(place.name + ".mp4"), video, found(), asked[0])
+            write_film(_overlay(arguments.overlay, place, ".mp4"), video, found(), asked[0])
 
 
 def _asked(arguments: Namespace) -> list[Question]:
@@ -158,8 +215,16 @@ def face_heading(name: str, place: int, count: int, entry: dict) -> str:
     return f"{name}, face {place} of {count}, {f'box {box}' if box else 'the whole picture'}{score}"
 
 
-def _save_overlay(photo: Photo, folder: Path | None, inputs: list[str]) -> None:
-    if folder and photo.image:
-        place = place_below(photo.source, inputs)
-        with replaced(folder / place.with_name(place.name + ".png")) as draft:
+def _save_overlay(photo: Photo, target: Path | None, inputs: list[str]) -> None:
+    if target and photo.image:
+        with replaced(_overlay(target, place_below(photo.source, inputs), ".png")) as draft:
             draw_sheet(photo.image, *photo.answers).save(draft)
+
+
+def _overlay(target: Path, place: Path, ending: str) -> Path:
+    """Where the overlay of the input at `place` goes: into the folder `target`, or to the file of that name."""
+    return target if _is_file(target) else target / place.with_name(place.name + ending)
+
+
+def _is_file(target: Path) -> bool:
+    return target.suffix.lower() in PICTURES + VIDEOS and not target.is_dir()

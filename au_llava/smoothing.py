@@ -1,0 +1,61 @@
+"""Answers of a video smoothed over time, face by face."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from math import inf
+from statistics import median_low
+
+from .photos import Question
+
+
+def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Iterator[dict]:
+    """Rows with each answer, probability and expected value of a video's face replaced by its median over time.
+
+    The median is taken over the frames of the same face from half a window before to half a window after, by their
+    times and not by their count, so that a variable frame rate does no harm. A median drops what lasts less than half
+    a window, such as a single wrong frame, and leaves sharp beginnings and ends where they are; of an even number of
+    values the lower middle one is taken, so that an answer stays one that the task allows. Only a window's rows are
+    in memory at a time. Rows without a time, such as photographs', pass as they are.
+
+    Args:
+        rows (`Iterable[dict]`): As [`tables.rows`] gives them, each file's together and in the order of time.
+        asked (`list[Question]`): Whose columns to smooth.
+        seconds (`float`): The whole window's length.
+
+    Example:
+
+    >>> from au_llava.action_units import select
+    >>> answers, key = [0.1, 0.1, 0.9, 0.1, 0.8, 0.8, 0.8], "AU1_detection_expected"
+    >>> rows = [{"file": "a.mp4", "time": place / 10, "face": 1, key: x} for place, x in enumerate(answers)]
+    >>> [row[key] for row in smoothed(rows, [("detection", select("AU1"))], 0.2)]
+    [0.1, 0.1, 0.1, 0.8, 0.8, 0.8, 0.8]
+    """
+    kinds = ("", "_probability", "_expected")
+    keys = [f"{unit.code}_{task}{kind}" for task, units in asked for unit in units for kind in kinds]
+    for _, group in groupby(rows, lambda row: row["file"]):
+        yield from _of_one_file(group, keys, seconds / 2 + 1e-6)
+
+
+def _of_one_file(rows: Iterable[dict], keys: list[str], half: float) -> Iterator[dict]:
+    before: deque[dict] = deque()  # given already, but still within the windows of those to come
+    waiting: deque[dict] = deque()  # whose windows are not full yet
+
+    def ready(until: float) -> Iterator[dict]:
+        while waiting and waiting[0]["time"] + half < until:
+            row = waiting[0]
+            while before and before[0]["time"] < row["time"] - half:
+                before.popleft()
+            near = [one for one in (*before, *waiting) if one["time"] <= row["time"] + half]
+            same = [one for one in near if one.get("face") == row.get("face")]
+            yield row | {key: median_low(one[key] for one in same) for key in keys if key in row}
+            before.append(waiting.popleft())
+
+    for row in rows:
+        if "time" in row:
+            yield from ready(row["time"])
+            waiting.append(row)
+        else:
+            yield from ready(inf)
+            yield row
+    yield from ready(inf)

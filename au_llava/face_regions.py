@@ -96,12 +96,14 @@ def draw_regions(crop: Image.Image, units: Sequence[ActionUnit], side: int = 448
     Returns:
         `PIL.Image.Image`: RGB; wider than high where names stand beside the face.
     """
-    scale, size = side / CROP_SIZE, side // 28
-    face, font = crop.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), _font(size, bold=True)
+    scale = side / CROP_SIZE
+    face = crop.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     shown = [unit for unit in units if region(unit)]
     if not shown:
         return face
     dull = ImageEnhance.Brightness(ImageOps.grayscale(face).convert("RGB")).enhance(0.6)
+    size = min(side // 20, int(0.85 * side / len(shown)))
+    font = _font(size, bold=True)
     margin = round(max(font.getlength(unit.code) for unit in shown)) + 2 * size
     image = Image.new("RGB", (side + margin, side), "white")
     image.paste(Image.composite(face, dull, _mask(shown, scale)), (0, 0))
@@ -110,7 +112,7 @@ def draw_regions(crop: Image.Image, units: Sequence[ActionUnit], side: int = 448
     # name stands level with it, or as near as there is room.
     ends = {unit.code: max(region(unit)[:2], key=lambda box: box[2]) for unit in shown}
     shown.sort(key=lambda unit: ends[unit.code][1] + ends[unit.code][3])
-    step = min(1.4 * size, side / len(shown))
+    step = min(1.3 * size, side / len(shown))
     levels, level = {}, -step / 2
     for place, unit in enumerate(shown):
         _, y0, _, y1 = ends[unit.code]

@@ -6,10 +6,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 
 import cv2
 from PIL import Image
 
+from .inputs import is_camera
 from .photos import Photo, Question, recognize
 from .tables import rows
 from .tracking import Tracker
@@ -32,7 +34,7 @@ class Video:
     """What a video says of itself.
 
     Args:
-        path: Its file.
+        path: Its file, or the number of a camera.
         rate: Frames a second, on average; 25 where the file does not say.
         count: How many frames it should have; 0 where the file does not say.
     """
@@ -43,10 +45,10 @@ class Video:
 
     @classmethod
     def open(cls, path: str) -> "Video":
-        """Look at a video file.
+        """Look at a video file or a camera.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            FileNotFoundError: There is no such file or camera.
             ValueError: It holds no video that can be read.
         """
         with closing_capture(path) as capture:
@@ -56,15 +58,19 @@ class Video:
     def frames(self, per_second: float | None = None, start: int = 0) -> Iterator[Frame]:
         """The frames in order, turned upright; those before number `start` are passed over.
 
+        Those of a camera are timed by the clock, from 0, and never end.
+
         Args:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
             start (`int`, defaults to 0): The number of the first frame that may be kept.
         """
         number, time, due = -1, -1.0, 0.0
+        live = is_camera(self.path)
         with closing_capture(self.path) as capture:
+            begun = monotonic()
             while capture.grab():
                 number += 1
-                stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                stamp = monotonic() - begun if live else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 time = stamp if stamp > time else time + 1 / self.rate  # some files have no time stamps
                 if per_second and time < due - 1e-6:
                     continue
@@ -81,9 +87,11 @@ class closing_capture(closing):  # noqa: N801
     """An opened video, closed at the end of the block."""
 
     def __init__(self, path: str):
-        if not Path(path).is_file():
+        if not Path(path).is_file() and not is_camera(path):
             raise FileNotFoundError(f"{path}: no such file; check the path (the current folder is {Path.cwd()}).")
-        capture = cv2.VideoCapture(path)
+        capture = cv2.VideoCapture(int(path) if is_camera(path) else path)
+        if is_camera(path) and not capture.isOpened():
+            raise FileNotFoundError(f"{path}: no camera of this number can be opened; try another, from 0.")
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise ValueError(f"{path}: no video stream that can be read; convert it, or check that it is whole.")
         super().__init__(capture)
@@ -98,13 +106,15 @@ def recognize_video(
     asked: list[Question],
     per_second: float | None = None,
     earlier: Iterable[dict] = (),
+    group: int = GROUP,
     **search,
 ) -> Generator[list[dict], None, None]:
-    """The rows of a video, `GROUP` frames at a time.
+    """The rows of a video, some frames at a time.
 
     Args:
         per_second (`float`, *optional*): Look at so many frames of each second; all by default.
         earlier (`Iterable[dict]`): Groups of an earlier run, which are not given again; the work goes on after them.
+        group (`int`, defaults to 64): How many frames.
         search: `detector`, `max_faces`, `batch_size` of [`recognize`].
 
     Raises:
@@ -120,7 +130,7 @@ def recognize_video(
     ready: list[dict] | None = None
     while ready != []:  # batches start anew with each group, so that a job that goes on makes the same batches
         ready = []
-        some = recognize(pipe, islice(frames, GROUP), asked, opened=lambda frame: frame.image, **search)
+        some = recognize(pipe, islice(frames, group), asked, opened=lambda frame: frame.image, **search)
         with closing(some):
             for photo in some:
                 seen = photo.source.number

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from .action_units import write_answer
 from .demo import data_uri, template
@@ -179,4 +179,4 @@ def _downloads(pipe, found: list[dict], asked: list[Question], detector: str, st
 
 def show_error(message: str) -> str:
     """A message that a screen reader tells at once."""
-    return Markup('<p class="au-error" role="alert">{}</p>').format(escape(message))
+    return str(Markup('<p class="au-error" role="alert">{}</p>').format(message))

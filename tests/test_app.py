@@ -1,0 +1,278 @@
+"""The web page: what it shows, what it refuses, and how it looks to a browser."""
+
+import base64
+import copy
+import csv
+import io
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import tiny_model
+from PIL import Image
+from skimage.data import astronaut
+
+from au_llava import page, videos
+from au_llava.__main__ import main
+from au_llava.action_units import CATALOGUE, ActionUnit, parse_answer, select
+from au_llava.face_alignment import CROP_SIZE
+from au_llava.face_regions import draw_regions, region, region_mask
+from au_llava.page import show_error, show_photo, show_video
+from au_llava.photos import load_pipeline, questions
+
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer, processor):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return load_pipeline(folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A photograph of two people, one larger than the other."""
+    person = Image.fromarray(astronaut()).crop((130, 10, 330, 210))
+    photo = Image.new("RGB", (420, 220), "#556677")
+    photo.paste(person, (10, 10))
+    photo.paste(person.resize((150, 150)), (240, 30))
+    path = tmp_path_factory.mktemp("photo") / "two people.png"
+    photo.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Two seconds, ten frames each."""
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+    for number in range(20):
+        writer.write(np.full((64, 96, 3), 10 * number, np.uint8))
+    writer.release()
+    return str(path)
+
+
+def rows_of(html: str) -> list[list[str]]:
+    """The cells of every table's body, tags left out but the bar's width kept."""
+    found = []
+    for body in re.findall("<tbody>(.*?)</tbody>", html, re.DOTALL):
+        for row in re.findall("<tr.*?</tr>", body, re.DOTALL):
+            row = re.sub(r'<div style="width:([\d.]+)%">', r"\1", row)
+            found.append([re.sub("<.*?>", "", cell) for cell in re.findall("<t[hd].*?</t[hd]>", row)])
+    return found
+
+
+def downloads(html: str) -> dict[str, bytes]:
+    links = re.findall(r'href="data:[\w/]+;base64,([\w+/=]+)" download="(.*?)"', html)
+    return {name: base64.b64decode(data) for data, name in links}
+
+
+def test_each_face_has_its_bars_prompts_and_raw_answers(pipe, pair):
+    asked = questions(["detection", "intensity"], "AU6,AU12")
+    html = show_photo(pipe, pair, asked, "cascade")
+    wanted = [pipe(pair, task=task, action_units="AU6,AU12", detector="cascade") for task, _ in asked]
+    assert len(wanted[0]) == 2 and "2 faces (LBP cascade" in html
+    cells = rows_of(html)
+    assert len(cells) == 2 * 2 * 2
+    expected = [
+        (code, unit, face["task"]) for both in zip(*wanted, strict=True) for face in both
+        for code, unit in face["action_units"].items()
+    ]  # fmt: skip
+    for (code, name, width, answer, mean, *certainty), (wanted_code, unit, task) in zip(cells, expected, strict=True):
+        assert (code, name) == (wanted_code, unit["name"])
+        assert float(width) == pytest.approx(100 * unit["expected_value"], abs=0.051)
+        assert float(mean) == pytest.approx(unit["expected_value"], abs=0.0051)
+        if task == "detection":
+            assert answer == ("absent", "present")[unit["value"]] and not certainty
+        else:
+            assert answer == f"{unit['value']:.2f}"
+            assert float(certainty[0]) == pytest.approx(unit["probability"], abs=0.0051)
+    raw = re.findall(r"<code>(.*?)</code>", html)
+    for text, face in zip(raw, [face for faces in wanted for face in faces], strict=True):
+        values = [unit["value"] for unit in face["action_units"].values()]
+        assert parse_answer(text, face["task"], select("AU6,AU12")) == values
+    for task, units in asked:
+        assert (
+            pipe.processor.prompt(task, units).replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in html
+        )
+
+
+def test_every_picture_is_in_the_page_and_says_what_it_shows(pipe, pair):
+    html = show_photo(pipe, pair, questions(["detection"], "bp4d"), "cascade")
+    pictures = re.findall(r'<img src="(.*?)" alt="(.*?)"', html)
+    assert len(pictures) == html.count("<img") == 3
+    assert all(source.startswith("data:image/jpeg;base64,") for source, _ in pictures)
+    assert "each of its 2 faces" in pictures[0][1]
+    present = [[row[0] for row in rows_of(html)[start : start + 12] if row[3] == "present"] for start in (0, 12)]
+    assert any(present)
+    for (_, text), codes in zip(pictures[1:], present, strict=True):
+        assert codes == re.findall(r"AU\d+", text)
+    assert not re.search(r"https?://|<script", html)
+
+
+def test_the_downloads_hold_the_answers(pipe, pair):
+    html = show_photo(pipe, pair, questions(["intensity_level"], "AU1,AU12"), "cascade")
+    files = downloads(html)
+    assert list(files) == ["two people.csv", "two people.json"]
+    table = list(csv.DictReader(io.StringIO(files["two people.csv"].decode())))
+    whole = json.loads(files["two people.json"])
+    faces = pipe(pair, task="intensity_level", action_units="AU1,AU12", detector="cascade")
+    for row, line, face in zip(table, whole["rows"], faces, strict=True):
+        assert row["file"] == line["file"] == "two people.png"
+        for code, unit in face["action_units"].items():
+            assert int(row[f"{code}_intensity_level"]) == line[f"{code}_intensity_level"] == unit["value"]
+            assert line[f"{code}_intensity_level_expected"] == unit["expected_value"]
+    assert {column["name"] for column in whole["columns"]} == set(table[0])
+    assert "transformers" in whole["produced by"]["versions"]
+
+
+def test_raw_answers_are_those_before_calibration(pipe, pair, monkeypatch):
+    asked = questions(["detection"], "bp4d")
+    before = re.findall(r"<code>(.*?)</code>", show_photo(pipe, pair, asked, "none"))
+    never = {"detection": {"temperature": 1.0, "thresholds": dict.fromkeys(CATALOGUE, 1.1)}}
+    monkeypatch.setattr(pipe.processor, "calibration", never)
+    html = show_photo(pipe, pair, asked, "none")
+    assert {row[3] for row in rows_of(html)} == {"absent"}
+    assert re.findall(r"<code>(.*?)</code>", html) == before and "1" in before[0]
+
+
+def test_what_is_wrong_is_told_in_words_and_without_folders(pipe, pair, tmp_path, clip, monkeypatch):
+    asked = questions(["detection"], "AU12")
+    for name in ("text.png", "huge.jpg", "text.mp4", "huge.mp4"):
+        (tmp_path / name).write_text("no picture")
+    for name in ("huge.jpg", "huge.mp4"):
+        os.truncate(tmp_path / name, 200_000_001)
+    for show, name, told in (
+        (show_photo, "text.png", "text.png: no picture in it; replace it"),
+        (show_photo, "huge.jpg", "huge.jpg: 200 MB are too many; make it 20 MB or smaller."),
+        (show_video, "text.mp4", "text.mp4: no video stream that can be read"),
+        (show_video, "huge.mp4", "huge.mp4: 200 MB are too many; make it 100 MB or smaller."),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(told)}") as error:
+            show(pipe, str(tmp_path / name), asked)
+        assert str(tmp_path) not in str(error.value)
+    monkeypatch.setattr(page, "VIDEO_SECONDS", 1)
+    with pytest.raises(ValueError, match="^clip.mp4: longer than 1 seconds"):
+        show_video(pipe, clip, asked, detector="none")
+    monkeypatch.setattr(videos.Video, "open", lambda path: videos.Video(path, 10.0, 0))  # a file that tells no length
+    with pytest.raises(ValueError, match="^clip.mp4: longer than 1 seconds"):
+        show_video(pipe, clip, asked, 10, "none")
+    assert show_error("a <b> & c") == '<p class="au-error" role="alert">a &lt;b&gt; &amp; c</p>'
+
+
+def test_a_picture_without_a_face_says_so(pipe, tmp_path):
+    Image.new("RGB", (120, 120), "#7f7f7f").save(tmp_path / "grey.png")
+    html = show_photo(pipe, str(tmp_path / "grey.png"), questions(["detection"]), "cascade")
+    assert "No face was found" in html and not rows_of(html)
+    assert b"no face" in downloads(html)["grey.csv"]
+
+
+def test_a_video_becomes_time_lines(pipe, clip):
+    told = []
+    html = show_video(pipe, clip, questions(["detection", "intensity"], "AU6,AU12"), 5, "none", told.append)
+    assert "10 frames looked at, 1 face followed" in html and 0 < told[-1] <= 1
+    assert re.findall(r"<h3>(.*?)</h3>", html) == ["Detection", "Intensity"]
+    lines = re.findall(r'<img src="data:image/png;base64,(.*?)"', html)
+    assert [Image.open(io.BytesIO(base64.b64decode(line))).width for line in lines] == [1320, 1320]
+    table = list(csv.DictReader(io.StringIO(downloads(html)["clip.csv"].decode())))
+    assert [float(row["time"]) for row in table] == pytest.approx(np.arange(0, 2, 0.2))
+    assert {row["AU12_detection"] for row in table} <= {"0", "1"}
+
+
+def test_every_unit_has_its_place_on_the_face():
+    for unit in CATALOGUE.values():
+        mask = region_mask(unit)
+        assert mask.shape == (CROP_SIZE, CROP_SIZE) and 100 < mask.sum() < 12_000, unit.code
+        twin = {(CROP_SIZE - x1, y0, CROP_SIZE - x0, y1) for x0, y0, x1, y1 in region(unit)}
+        assert twin == set(region(unit.mirrored()))
+    brow, mouth = (np.argwhere(region_mask(CATALOGUE[code]))[:, 0].mean() for code in ("AU4", "AU12"))
+    assert brow < CROP_SIZE / 2 < mouth
+    left = np.argwhere(region_mask(CATALOGUE["FEAFA5"]))[:, 1]  # the subject's left brow
+    assert left.min() > CROP_SIZE / 2
+    assert region(ActionUnit("EAR", "Ear Wiggler", "the ears move", "ears")) == []
+
+
+def test_only_the_regions_of_the_units_keep_their_colours():
+    crop = Image.new("RGB", (CROP_SIZE, CROP_SIZE), "#cc6644")
+    drawn = np.asarray(draw_regions(crop, select("AU12"), CROP_SIZE))[:, :CROP_SIZE]
+    inside, coloured = region_mask(CATALOGUE["AU12"]), (drawn == (0xCC, 0x66, 0x44)).all(-1)
+    assert coloured[inside].mean() > 0.5 and not coloured[~inside].any()
+    assert draw_regions(crop, []).size == (448, 448)
+    assert draw_regions(crop, select("feafa")).size[1] == 448
+
+
+def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app"]) == 2
+    assert "pip install au-llava[app]" in capsys.readouterr().err
+
+
+def test_the_page_asks_what_was_chosen(pipe, pair):
+    pytest.importorskip("gradio", reason="needs the extra [app]")
+    from au_llava.app import DEFAULT, OWN, build
+
+    blocks = build(pipe, "cascade")
+    assert not blocks.analytics_enabled and blocks.delete_cache == (60, 900)
+    photo, video = (next(f.fn for f in blocks.fns.values() if f.api_name == name) for name in ("photo", "video"))
+    assert [row[0] for row in rows_of(photo(pair, ["detection"], OWN, ["AU12", "FEAFA3"], True))] == ["AU12", "FEAFA3"]
+    assert len(rows_of(photo(pair, ["detection"], DEFAULT, [], False))) == 2 * 12
+    assert len(rows_of(photo(pair, ["detection", "intensity"], "disfa8", [], True))) == 2 * 8
+    for arguments, told in (
+        ((None, ["detection"], DEFAULT, [], False), "There is no photograph yet"),
+        ((pair, [], DEFAULT, [], False), "No task is ticked"),
+        ((pair, ["detection"], OWN, [], False), "own list of Action Units is empty"),
+    ):
+        assert re.match(f'<p class="au-error" role="alert">.*{told}', photo(*arguments))
+    assert "There is no video yet" in video(None, ["detection"], DEFAULT, [], 2)
+
+
+def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: opened(clip if device == 7 else device))
+    common = ["--model", folder, "--detector", "none", "--action-units", "AU12"]
+    assert main(["recognize", "7", *common]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(20)) and {line["file"] for line in lines} == {"7"}
+    times = [line["time"] for line in lines]
+    assert times == sorted(times) and times[-1] > 0
+
+    class Stopped:
+        """The clip, and Ctrl-C at its sixth frame."""
+
+        def __init__(self, capture):
+            self.capture, self.count = capture, 0
+
+        def grab(self):
+            self.count += 1
+            if self.count == 6:
+                raise KeyboardInterrupt
+            return self.capture.grab()
+
+        def __getattr__(self, name):
+            return getattr(self.capture, name)
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: Stopped(opened(clip)))
+    assert main(["recognize", "7", "--output", "t.csv", *common]) == 0
+    with open("t.csv", newline="") as file:
+        assert [row["frame"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
+    assert Path("t.csv.camera7.detection.png").is_file()
+    assert main(["recognize", "7", "--overlay", "drawn", *common]) == 2 and "only input" in capsys.readouterr().err
+
+
+def test_a_camera_that_is_not_there_is_named(folder, capsys):
+    assert main(["recognize", "77", "--model", folder, "--detector", "none"]) == 2
+    assert "au-llava: 77: no camera of this number can be opened" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Pictures for people: bars per Action Unit, face boxes on a photograph, both on one sheet, and a video's time line.
+"""Pictures for people: bars per Action Unit, face boxes on a photograph, both on one sheet, a drawn face with
+the places of its units, where the model looked, and a video's time line.
 
 Most functions take what [`FacialActionUnitPipeline`] gives, and give a PIL image. The colours are Okabe and Ito's
 (2008), which people with any kind of colour vision tell apart; no meaning rests on colour alone.
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from .action_units import get_task
+from .action_units import CATALOGUE, get_task
 
 
 INK, PALE, TRACK, ACTIVE = "#1a1a1a", "#5f6368", "#e3e6ea", "#0072B2"
@@ -155,25 +156,35 @@ def _tag(draw, image: Image.Image, text: str, x: float, y: float, colour: str, f
     draw.text((x + pad, y + height / 2), text, INK, font, anchor="lm")
 
 
-def draw_sheet(image: Image.Image, *answers: list[dict], bars_width: int = 560) -> Image.Image:
+def draw_sheet(
+    image: Image.Image, *answers: list[dict], bars_width: int = 560, crops: list[Image.Image] | None = None
+) -> Image.Image:
     """A photograph with its face boxes, and beneath it the bars of every face, side by side for each task.
 
     Args:
         image (`PIL.Image.Image`): The upright photograph.
         answers (`list[dict]`): The pipeline's results for it, one list a task, with the same faces in the same order.
         bars_width (`int`, defaults to 560): Width of a block of bars in pixels.
+        crops (`list[PIL.Image.Image]`, *optional*): The faces' crops; with them, and with results that hold evidence,
+            [`draw_evidence`] of each face stands beneath its bars.
 
     Returns:
         `PIL.Image.Image`: RGB; the photograph at its own size or, if it is smaller, scaled up to the bars' width.
     """
     columns = len(answers)
-    blocks = [
-        [
-            draw_bars(face["action_units"], face["task"], bars_width, _face_title(face, place, len(faces)))
-            for faces, face in zip(answers, same_face, strict=True)
-        ]
-        for place, same_face in enumerate(zip(*answers, strict=True), 1)
-    ]
+    blocks = []
+    for place, same_face in enumerate(zip(*answers, strict=True)):
+        titles = [_face_title(face, place + 1, len(answers[0])) for face in same_face]
+        blocks.append(
+            [
+                draw_bars(face["action_units"], face["task"], bars_width, title)
+                for face, title in zip(same_face, titles, strict=True)
+            ]
+        )
+        if crops and any("evidence" in unit for face in same_face for unit in face["action_units"].values()):
+            blocks.append(
+                [draw_evidence(crops[place], face["action_units"], face["task"], bars_width) for face in same_face]
+            )
     photo = draw_faces(image, answers[0])
     if photo.width < bars_width:
         photo = photo.resize((bars_width, round(photo.height * bars_width / photo.width)), Image.Resampling.LANCZOS)
@@ -186,6 +197,133 @@ def draw_sheet(image: Image.Image, *answers: list[dict], bars_width: int = 560) 
             sheet.paste(block, (column * bars_width, top))
         top += height
     return sheet
+
+
+def draw_evidence(crop: Image.Image, action_units: dict[str, dict], task: str, width: int = 560) -> Image.Image:
+    """Where the model looked: the face crop with the evidence of each active Action Unit, a tile for each.
+
+    The redder a place, the larger is its share of what the answer rested on, relative to the largest share of that
+    tile. Where no unit is active, those with the highest expected values are shown.
+
+    Args:
+        crop (`PIL.Image.Image`): The aligned face crop that was recognised, as [`find_faces`] gives it.
+        action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result with `return_evidence`.
+        task (`str`): The task that they answer.
+        width (`int`, defaults to 560): Width of the picture in pixels; four tiles stand side by side.
+
+    Returns:
+        `PIL.Image.Image`: RGB, `width` pixels wide.
+
+    Raises:
+        ValueError: The results hold no evidence.
+    """
+    shown = {code: unit for code, unit in action_units.items() if "evidence" in unit}
+    if not shown:
+        raise ValueError("The results hold no evidence; ask the pipeline with return_evidence=True.")
+    low, columns = get_task(task).values[0], 4
+    active = {code: unit for code, unit in shown.items() if unit["value"] > low}
+    if not active:
+        highest = sorted(shown, key=lambda code: -shown[code]["expected_value"])[:columns]
+        active = {code: shown[code] for code in highest}
+    side, size = width // columns, max(10, width // 42)
+    line, font = 2 * size, _font(size, bold=True)
+    grey = ImageOps.autocontrast(ImageOps.grayscale(crop.convert("RGB")), cutoff=1).convert("RGB")
+    face = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=float)
+    red = np.array(ImageColor.getrgb(FACE_COLOURS[0]), dtype=float)
+    rows = -(-len(active) // columns)
+    image = Image.new("RGB", (width, rows * (side + line)), "white")
+    draw = ImageDraw.Draw(image)
+    for place, (code, unit) in enumerate(active.items()):
+        left, top = place % columns * side, place // columns * (side + line)
+        cells = np.array(unit["evidence"], dtype=np.float32)
+        light = Image.fromarray(cells / max(cells.max(), 1e-9)).resize((side, side), Image.Resampling.BILINEAR)
+        share = 0.75 * np.asarray(light)[..., None]
+        image.paste(Image.fromarray((face + (red - face) * share).astype(np.uint8)), (left, top + line))
+        text = _fit(f"{code} {answer_text(unit, task)}", font, side - size)
+        draw.text((left + size // 2, top + line / 2), text, INK, font, anchor="lm")
+    return image
+
+
+# A face in the coordinates of a crop: polygons' points (x, y) left of the middle, which have twins, and across it.
+_HALF_LINES = (
+    ((66, 79), (74, 73), (86, 71), (101, 76)),  # brow
+    ((68, 92), (76, 86), (85, 84), (94, 87), (99, 93), (91, 98), (82, 99), (74, 97), (68, 92)),  # eye
+    ((107, 92), (104, 112), (99, 122), (102, 127), (112, 130)),  # nose
+)
+_LINES = (
+    ((86, 155), (99, 149), (112, 151), (125, 149), (138, 155), (112, 157), (86, 155)),  # upper lip
+    ((86, 155), (112, 158), (138, 155), (125, 167), (112, 170), (99, 167), (86, 155)),  # lower lip
+)
+_HEAD = (40, 14, 184, 212)
+
+
+def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, title: str | None = None) -> Image.Image:
+    """A drawn face on which the places of the Action Units are the darker, the higher their expected values are.
+
+    Units of one side colour that side, which is the subject's: the subject's left is the picture's right. Where places
+    overlap, the highest value counts. Beside it the units stand in order, those whose answer is not 0 in bold.
+
+    Args:
+        action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result. Units that are not in the
+            catalogue are listed, but colour nothing.
+        task (`str`): `detection` (0 or 1), `intensity_level` (0 to 5) or `intensity` (0 to 1).
+        width (`int`, defaults to 480): Width of the picture in pixels, at least 240.
+        title (`str`, *optional*): A line above; defaults to the task and its range.
+
+    Returns:
+        `PIL.Image.Image`: RGB, `width` pixels wide.
+
+    Raises:
+        ValueError: Too narrow, or no Action Unit.
+    """
+    from .face_regions import region  # which draws with this module's colours
+
+    if width < 240 or not action_units:
+        raise ValueError(
+            f"width is {width} with {len(action_units)} Action Units; give at least 240 pixels and 1 unit."
+        )
+    low, high = get_task(task).values[0], get_task(task).values[-1]
+    size = max(10, width // 40)
+    side, line = round(0.6 * width), round(1.9 * size)
+    top, scale = line, 2 * side / 224  # drawn at twice its size, for smooth edges
+
+    def scaled(points):
+        return [(x * scale, y * scale) for x, y in points]
+
+    strength = np.zeros((2 * side, 2 * side))
+    for code, unit in action_units.items():
+        mask = Image.new("L", (2 * side, 2 * side))
+        for box in region(CATALOGUE[code]) if code in CATALOGUE else ():
+            ImageDraw.Draw(mask).ellipse([edge * scale for edge in box], 255)
+        share = (min(max(unit["expected_value"], low), high) - low) / (high - low)
+        strength = np.maximum(strength, share * (np.asarray(mask) > 0))
+    white, full = np.array([255.0, 255.0, 255.0]), np.array(ImageColor.getrgb(ACTIVE), dtype=float)
+    face = Image.fromarray((white + (full - white) * strength[..., None]).astype(np.uint8))
+    draw = ImageDraw.Draw(face)
+    thick = max(2, side // 90)
+    draw.ellipse([edge * scale for edge in _HEAD], outline=PALE, width=thick)
+    for points in (*_LINES, *_HALF_LINES, *(tuple((224 - x, y) for x, y in points) for points in _HALF_LINES)):
+        draw.line(scaled(points), PALE, thick, joint="curve")
+    face = face.resize((side, side), Image.Resampling.LANCZOS)
+
+    step = min(1.7 * size, side / len(action_units))
+    image = Image.new("RGB", (width, top + side), "white")
+    image.paste(face, (0, top))
+    draw = ImageDraw.Draw(image)
+    draw.text(
+        (size // 2, size // 2),
+        _fit(title or _title(task), _font(size, bold=True), width - size),
+        INK,
+        _font(size, bold=True),
+    )
+    order = sorted(action_units, key=lambda code: -action_units[code]["expected_value"])
+    small = max(8, min(size, round(step / 1.25)))
+    for place, code in enumerate(order):
+        unit = action_units[code]
+        font = _font(small, bold=unit["value"] > low)
+        text = _fit(f"{code}  {unit['expected_value']:.2f}  {unit['name']}", font, width - side - size)
+        draw.text((side, top + (place + 0.5) * step), text, INK if unit["value"] > low else PALE, font, anchor="lm")
+    return image
 
 
 def _title(task: str) -> str:

@@ -29,7 +29,7 @@ _SWITCH = Lock()
 def find_evidence(
     model,
     input_ids: torch.Tensor,
-    pixel_values: torch.Tensor,
+    pixel_values: torch.Tensor | None,
     grammar: AnswerGrammar,
     attention_mask: torch.Tensor,
     answers: torch.Tensor,
@@ -56,10 +56,12 @@ def find_evidence(
         or is 0 everywhere where no place mattered.
 
     Raises:
-        ValueError: Unknown method.
+        ValueError: Unknown method, or no pictures.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown evidence {method!r}; accepted: {', '.join(METHODS)}.")
+    if pixel_values is None:
+        raise ValueError("Evidence is found in the pictures; give pixel_values, not only what was encoded from them.")
     inputs = (input_ids.to(model.device), pixel_values, grammar, attention_mask.to(model.device), answers)
     maps = _attended(model, *inputs) if method == "attention" else _moved(model, *inputs, parallel)
     return maps / maps.sum((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)

@@ -47,6 +47,8 @@ def parser() -> ArgumentParser:
     made.add_argument("--output", metavar="FILE", help=output)
     overlay = "also draw boxes and bars, a picture or film for each input; for a single input also a file's name"
     made.add_argument("--overlay", type=Path, metavar="DIR_OR_FILE", help=overlay)
+    evidence = "draw on photographs' overlays where the model looked: attention (fast) or occlusion (more faithful)"
+    made.add_argument("--evidence", choices=["attention", "occlusion"], help=evidence)
     made.add_argument(
         "--fps", type=_rate, metavar="N", help="look at N frames of each second of a video (default: all)"
     )

@@ -31,6 +31,8 @@ def run(arguments: Namespace) -> int:
     output = None if arguments.output in (None, "-") else Path(arguments.output)
     if output and output.suffix not in FORMATS:
         raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
+    if arguments.evidence and not arguments.overlay:
+        raise ValueError("--evidence is drawn on overlays; give --overlay too.")
     crew = _crew(arguments)
     inputs = expand(arguments.input, arguments.overlay) if crew.is_main_process else []
     [inputs] = broadcast_object_list([inputs])
@@ -106,7 +108,7 @@ def _search(arguments: Namespace) -> dict:
 def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:
     """Show every photograph on standard output as it comes; how many failed."""
     failed = 0
-    with closing(recognize(pipe, inputs, asked, **_search(arguments))) as photos:
+    with closing(recognize(pipe, inputs, asked, evidence=arguments.evidence or False, **_search(arguments))) as photos:
         for photo in photos:
             _save_overlay(photo, arguments.overlay, inputs)
             failed += bool(photo.error)
@@ -130,7 +132,8 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: list
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
             found = {}
-            with closing(recognize(pipe, group, asked, **_search(arguments))) as answered:
+            some = recognize(pipe, group, asked, evidence=arguments.evidence or False, **_search(arguments))
+            with closing(some) as answered:
                 for photo in answered:
                     _save_overlay(photo, arguments.overlay, inputs)
                     if photo.error:
@@ -218,7 +221,7 @@ def face_heading(name: str, place: int, count: int, entry: dict) -> str:
 def _save_overlay(photo: Photo, target: Path | None, inputs: list[str]) -> None:
     if target and photo.image:
         with replaced(_overlay(target, place_below(photo.source, inputs), ".png")) as draft:
-            draw_sheet(photo.image, *photo.answers).save(draft)
+            draw_sheet(photo.image, *photo.answers, crops=[face.crop for face in photo.faces]).save(draft)
 
 
 def _overlay(target: Path, place: Path, ending: str) -> Path:

@@ -5,7 +5,18 @@ import pytest
 from PIL import Image, ImageColor
 
 from au_llava.action_units import TASKS, select
-from au_llava.drawing import ACTIVE, INACTIVE, TRACK, answer_text, draw_bars, draw_faces, draw_sheet
+from au_llava.drawing import (
+    ACTIVE,
+    FACE_COLOURS,
+    INACTIVE,
+    TRACK,
+    answer_text,
+    draw_bars,
+    draw_evidence,
+    draw_face_map,
+    draw_faces,
+    draw_sheet,
+)
 
 
 def face(task, expected, box=(40, 50, 140, 160), **more):
@@ -105,3 +116,70 @@ def test_bars_need_room_and_units(units, width):
     units = units and face("detection", [1.0])["action_units"]
     with pytest.raises(ValueError, match="240"):
         draw_bars(units, "detection", width)
+
+
+def with_evidence(entry, **cells):
+    """The entry with all evidence of each unit named in one (row, column)."""
+    for code, place in cells.items():
+        maps = np.zeros((16, 16))
+        maps[place] = 1
+        entry["action_units"][code]["evidence"] = maps.tolist()
+    return entry
+
+
+def redness(picture):
+    red, green, blue = np.moveaxis(np.asarray(picture).astype(int), -1, 0)
+    return red - (green + blue) / 2
+
+
+def test_evidence_is_drawn_where_it_lies():
+    answers = with_evidence(face("detection", [1.0]), AU1=(2, 13), AU2=(12, 3))
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224), dtype=np.uint8))
+    picture = redness(draw_evidence(grey, answers["action_units"], "detection", 640))
+    assert picture.shape == (190, 640)  # one row of tiles of 160 pixels, with their names above
+    for left, (row, column) in ((0, (2, 13)), (160, (12, 3))):
+        tile = picture[30:, left : left + 160]
+        y, x = np.unravel_index(tile.argmax(), tile.shape)
+        assert (y // 10, x // 10) == (row, column)
+        far = np.ones((16, 16), bool)
+        far[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = False
+        assert tile[np.kron(far, np.ones((10, 10), bool))].max() < 5 < tile.max()
+    assert (picture[:, 320:] == 0).all()  # units without evidence have no tile
+
+
+def test_without_an_active_unit_the_highest_are_shown():
+    answers = with_evidence(
+        face("intensity", np.linspace(0, 0.004, 24)), **{f"FEAFA{n}": (0, 0) for n in range(1, 25)}
+    )
+    crop = Image.new("RGB", (224, 224))
+    assert draw_evidence(crop, answers["action_units"], "intensity", 400).height < 140
+    with pytest.raises(ValueError, match="return_evidence"):
+        draw_evidence(crop, face("detection", [1.0])["action_units"], "detection")
+
+
+def test_a_sheet_shows_the_evidence_where_there_are_crops():
+    crop, plain = Image.new("RGB", (224, 224)), face("detection", [1.0])
+    without = draw_sheet(crop, [plain], crops=[crop])
+    shown = draw_sheet(crop, [with_evidence(plain, AU1=(5, 5))], crops=[crop])
+    assert shown.size == (without.width, without.height + 140 + 26)
+    assert draw_sheet(crop, [plain]).size == without.size
+
+
+def test_a_face_map_colours_the_places_of_the_units_by_their_values():
+    units = face("intensity", [0.0])["action_units"]
+    units["FEAFA12"]["expected_value"], units["FEAFA2"]["expected_value"] = 1.0, 0.5
+    picture = np.asarray(draw_face_map(units, "intensity", 560)).astype(float)
+    scale, top = 336 / 224, round(1.9 * 14)
+
+    def at(x, y):
+        return picture[round(top + y * scale), round(x * scale)]
+
+    full, white = np.array(ImageColor.getrgb(ACTIVE)), 255.0
+    assert np.allclose(at(142, 153), full, atol=3)  # the subject's left mouth corner lies on the right
+    assert np.allclose(at(82, 153), white)
+    assert np.allclose(at(84, 92), (full + white) / 2, atol=3) and np.allclose(at(140, 92), white)
+    own = units | {"WINK": {"name": "Wink", "value": 1, "expected_value": 1.0}}
+    assert draw_face_map(own, "intensity", 560).width == 560
+    with pytest.raises(ValueError, match="240"):
+        draw_face_map(units, "intensity", 100)
+    assert FACE_COLOURS[0] != ACTIVE  # evidence and values cannot be mistaken for one another

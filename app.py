@@ -6,6 +6,7 @@ Gradio builds the page; [`au_llava.page`] makes what it shows. Uploads are delet
 nothing else is stored, no usage is reported, and the page loads nothing from elsewhere. `docs/web_page.md` tells more.
 """
 
+import os
 from pathlib import Path
 
 import gradio as gr
@@ -41,9 +42,10 @@ Photographs up to {PHOTO_BYTES // 10**6} MB, of which the {PHOTO_FACES} largest 
 {VIDEO_BYTES // 10**6} MB and {VIDEO_SECONDS} seconds. Uploads are deleted after {KEPT // 60} minutes.
 Nothing else is kept.
 """
+# Gradio's own blue is too pale to read white text on it.
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-)
+).set(button_primary_background_fill="*primary_600", color_accent="*primary_600")
 
 
 def _as_it_came(component):
@@ -157,4 +159,4 @@ def launch(pipe, detector: str = "auto", **settings):
 
 
 if __name__ == "__main__":
-    launch(load_pipeline())
+    launch(load_pipeline(os.environ.get("MODEL")))  # a Space has settings, no command line

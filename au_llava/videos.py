@@ -92,6 +92,8 @@ class closing_capture(closing):  # noqa: N801
         capture = cv2.VideoCapture(int(path) if is_camera(path) else path)
         if is_camera(path) and not capture.isOpened():
             raise FileNotFoundError(f"{path}: no camera of this number can be opened; try another, from 0.")
+        if is_camera(path):
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the next frame shall be a new one, not one that has waited
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise ValueError(f"{path}: no video stream that can be read; convert it, or check that it is whole.")
         super().__init__(capture)

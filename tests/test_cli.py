@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -27,10 +26,6 @@ from au_llava.demo import ASTRONAUT, pictures
 from au_llava.inputs import expand
 from au_llava.journal import Journal
 from au_llava.photos import load_pipeline
-
-
-PAGE = (ROOT / "docs/command_line.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -183,6 +178,14 @@ def test_overlays_of_equal_names_do_not_meet(au, photos):
     assert drawn == {"a.png.png", "sub/a.png.png", "sub/a.jpg.png", "sub/b.jpg.png", "sub/c.JPEG.png"}
 
 
+def test_one_input_s_overlay_may_be_a_file(au, photos):
+    assert au("recognize", photos[0], "--overlay", "seen.jpg", "--output", "t.csv")[0] == 0
+    with Image.open("seen.jpg") as drawn:
+        assert drawn.width == 560
+    code, _, err = au("recognize", "in", "--overlay", "seen.jpg", "--output", "t.csv")
+    assert code == 2 and "3 inputs; name a folder" in err
+
+
 def test_openface_columns(au, photos):
     code, out, err = au("recognize", photos[0], "--openface", "--action-units", "AU1,AU12,FEAFA3", "--output", "-")
     row = json.loads(out)
@@ -259,6 +262,8 @@ def start(folder, *arguments, **pipes):
         *arguments,
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # A test run in the background of a shell would hand down that interrupts are ignored.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **pipes)
 
 
@@ -299,8 +304,8 @@ def test_a_reader_that_leaves_early_is_no_error_to_shout_about(folder, photos):
 def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
     path, settings = tmp_path / "j", {"model": "ü"}
     journal = Journal(path, settings)
-    journal.add("a", [{"status": "ok", "x": 1}, {"status": "ok", "x": 2}])
-    journal.add("bé", [{"status": "failed"}])
+    journal.add({"a": [{"status": "ok", "x": 1}, {"status": "ok", "x": 2}]})
+    journal.add({"bé": [{"status": "failed"}]})
     journal.close()
     whole = path.read_bytes()
     ends = [index + 1 for index, byte in enumerate(whole) if byte == ord("\n")]
@@ -309,11 +314,59 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
         again = Journal(path, settings)
         assert again.done == set(["a", "bé"][: max(0, sum(end <= cut for end in ends) - 1)])
         assert again.failed == again.done - {"a"}
-        again.add("c", [{"status": "ok", "x": 3}])
-        assert [row.get("x") for row in again.rows({"a", "c"})] == ([1, 2] if "a" in again.done else []) + [3]
+        again.add({"c": [{"status": "ok", "x": 3}]})
+        assert [row.get("x") for row in again.rows(["a", "c"])] == ([1, 2] if "a" in again.done else []) + [3]
         again.close()
     path.write_bytes(whole)
     assert Journal(path, {"model": "other"}).done == set()
+
+
+def test_processes_that_share_a_job_read_each_other_s_journals(tmp_path):
+    path, settings = tmp_path / "j", {"model": 1}
+    first, second = Journal(path, settings), Journal(path, settings, process=1)
+    row = {"status": "ok"}
+    first.add({"film": [row | {"x": 1}]}, done=False)
+    second.add({"b": [row | {"x": 9}], "c": [{"status": "failed", "x": 8}]})
+    first.close()
+    second.close()
+    # Another number of processes: the film goes on in another file, and what failed is done again.
+    again = Journal(path, settings, process=2)
+    assert again.done == {"b", "c"} and again.failed == {"c"}
+    again.add({"film": [row | {"x": 2}]}, done=False)
+    again.add({"film": []})
+    again.add({"c": [row | {"x": 7}]})
+    again.close()
+    last = Journal(path, settings)
+    assert last.done == {"b", "c", "film"} and not last.failed
+    assert [found["x"] for found in last.rows(["film", "c", "nothing", "b"])] == [1, 2, 7, 9]
+    assert Journal(path, {"model": 2}).done == set()
+    last.remove()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_table_of_one(au, folder, photos):
+    for index in range(30):
+        Image.new("RGB", (60, 60), (8 * index, 90, 20)).save(f"in/sub/{index:03d}.png")
+    film = cv2.VideoWriter("in/film.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+    for index in range(12):
+        film.write(np.full((64, 96, 3), 20 * index, np.uint8))
+    film.release()
+    Path("in/zero.png").touch()
+    assert au("recognize", "in", "--output", "one.csv")[0] == 1
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "au_llava", "recognize"]
+    command = [*launch, "in", "--model", folder, "--detector", "none", "--output", "two.csv", "--overlay", "drawn"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    until = time.monotonic() + 300
+    while len(list(Path().glob("two.csv.partial*"))) < 2 and job.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert not Path("two.csv").exists() and len(list(Path().glob("two.csv.partial*"))) == 2
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1  # for the broken picture
+    assert Path("two.csv").read_text() == Path("one.csv").read_text()
+    assert not list(Path().glob("*.partial*")) and len(list(Path("drawn").rglob("*.png"))) == 33
 
 
 def test_demo_prints_tables_and_writes_one_self_contained_page(au, tmp_path):
@@ -341,33 +394,3 @@ def test_doctor_tells_what_works_and_how_to_mend(au):
     assert code == 0 and "48 answers to 3 questions" in out and "torch" in out
     code, out, _ = au("doctor", model="no/such/folder")
     assert code == 1 and "FAILED  model" in out and "save_pretrained" in out and "ok      faces" in out
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with what the guide's commands speak of."""
-    path = tmp_path_factory.mktemp("guide")
-    for name in ("portrait.jpg", "photos/a.jpg", "more/b/c.png", "crops/d.jpg"):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(ROOT / "examples/smile.jpg") as picture:
-            picture.resize((160, 160)).save(path / name)
-    film = cv2.VideoWriter(str(path / "talk.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (120, 120))
-    for _ in range(11):
-        film.write(cv2.resize(cv2.imread(str(path / "portrait.jpg")), (120, 120)))
-    film.release()
-    return path
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_the_guide_s_commands_run(place, folder, monkeypatch, line):
-    monkeypatch.chdir(place)
-    *feed, command = line.split(" | ")
-    if feed:
-        listed = subprocess.run(shlex.split(feed[0]), capture_output=True, text=True, check=True).stdout
-        monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
-    name, *arguments = shlex.split(command)
-    assert name == "au-llava"
-    model = [] if arguments[0] == "describe" else ["--model", folder]
-    assert main([*arguments, *model]) == 0
-    if "--output" in arguments:
-        assert (place / arguments[arguments.index("--output") + 1]).is_file()

@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import Dinov2Config, LlamaConfig
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, FacialActionUnitPipeline
+from au_llava.action_units import select
+from benchmarks.evidence import cells_of, compare, summary
 
 
 CELL = 14
@@ -153,3 +155,26 @@ def test_attention_is_that_of_the_whole_pass_in_one(tokenizer, processor):
     patches = mean[asking][:, tokens[0] == model.config.image_token_id]
     patches = patches / patches.sum(1, keepdim=True)
     assert torch.allclose(found.evidence[0, :, ::4, ::4].flatten(1) * 16, patches, atol=1e-5)
+
+
+def test_the_benchmark_tells_a_map_in_its_region_from_one_elsewhere():
+    """Its numbers for maps of which the answer is known, and what chance gives for maps that know nothing."""
+    units = select(None, "intensity_level")
+    regions = {unit.code: cells_of(unit) for unit in units}
+    codes = list(regions)
+    perfect = {code: region / region.sum() for code, region in regions.items()}
+    people = [compare(perfect, regions, codes) for _ in range(3)]
+    right = {name: numbers[0] for name, numbers in summary(people).items()}
+    assert right["peak"] > 0.95 and right["own"] == 1 and right["mass"] > 0.7 > 5 * right["area"]
+    # Each unit's map in the place of another one, whose region is elsewhere.
+    away = {code: next(o for o in codes if (regions[o] * regions[code]).sum() < 0.01) for code in codes}
+    wrong = summary([compare({code: perfect[away[code]] for code in codes}, regions, codes)])
+    assert wrong["peak"][0] < 0.05 and wrong["mass"][0] < 0.05
+    random = np.random.default_rng(0)
+    noise = [compare({code: random.dirichlet(np.ones(256)).reshape(16, 16) for code in codes}, regions, codes)
+             for _ in range(60)]  # fmt: skip
+    chance = summary(noise)
+    for name, expected in (("peak", chance["area"][0]), ("mass", chance["area"][0]), ("own", 0.5)):
+        assert chance[name][1] - 0.02 < expected < chance[name][2] + 0.02
+    nothing = summary([compare(dict.fromkeys(codes, np.zeros((16, 16))), regions, codes)])
+    assert nothing["own"][0] == 0.5 and nothing["mass"][0] == 0

@@ -18,7 +18,9 @@ from PIL import Image
 from skimage.data import astronaut
 
 from au_llava.__main__ import main
+from au_llava.action_units import select
 from au_llava.drawing import draw_timeline
+from au_llava.smoothing import smoothed
 from au_llava.tracking import Tracker
 from au_llava.videos import Video
 
@@ -100,6 +102,47 @@ def test_a_row_for_each_frame_and_a_time_line(clip, folder):
     for task in ("detection", "intensity_level", "intensity"):
         with Image.open(f"t.csv.clip.mp4.{task}.png") as picture:
             assert picture.width == 1320
+
+
+def test_answers_are_smoothed_over_time_only_when_asked(clip, folder):
+    question = ("--task", "intensity_level", "--action-units", "AU1,AU12")
+    assert recognize(folder, clip, *question, "--output", "raw.csv") == 0
+    assert recognize(folder, clip, *question, "--output", "smooth.csv", "--smooth", "0.4") == 0
+    raw, smooth = read("raw.csv"), read("smooth.csv")
+    keys = [key for key in raw[0] if key.startswith("AU")]
+    series = np.array([[float(row[key]) for key in keys] for row in raw])
+    for place, row in enumerate(smooth):
+        window = np.sort(series[max(0, place - 2) : place + 3], axis=0)
+        assert [float(row[key]) for key in keys] == window[(len(window) - 1) // 2].tolist()
+    assert [row["time"] for row in raw] == [row["time"] for row in smooth]
+    assert np.abs(np.diff(series, axis=0)).sum() > 0 and any(a != b for a, b in zip(raw, smooth, strict=True))
+    assert "median over 0.4 seconds" in Path("smooth.csv.columns.json").read_text()
+    assert "median" not in Path("raw.csv.columns.json").read_text()
+
+
+def test_smoothing_keeps_faces_and_files_apart():
+    asked, key = [("intensity_level", select("AU12"))], "AU12_intensity_level"
+    times, first, second = [0.0, 0.1, 0.9, 1.0, 1.1], [0, 5, 1, 5, 1], [3, 3, 3, 0, 0]
+    rows = [
+        {"file": name, "time": time, "face": face, key: value + (name == "b")}
+        for name in "ab"
+        for time, *values in zip(times, first, second, strict=True)
+        for face, value in enumerate(values, 1)
+    ]
+    rows[4:4] = [{"file": "a", "time": 0.5, "status": "no face"}]
+    rows += [{"file": "b", "status": "failed"}, {"file": "photo.png", "face": 1, key: 4}]
+    found = list(smoothed(iter(rows), asked, 0.25))
+    assert [{**row, key: 0} for row in found] == [{**row, key: 0} for row in rows]  # nothing else changes
+    for name, more in (("a", 0), ("b", 1)):
+        answers = {
+            face: [row[key] for row in found if (row["file"], row.get("face")) == (name, face)] for face in (1, 2)
+        }
+        # Two frames alone: the lower one; then 0.9, 1.0 and 1.1 s together at 1.0 s, two by two at the ends.
+        assert answers == {
+            1: [0 + more, 0 + more, 1 + more, 1 + more, 1 + more],
+            2: [3 + more, 3 + more, more, more, more],
+        }
+    assert found[-1][key] == 4
 
 
 @needs_ffmpeg

@@ -1,0 +1,172 @@
+"""The documentation is true: its commands run, its links lead somewhere, and it names everything there is.
+
+A fenced block of `sh`, `bash` or `python` is run, unless its first line says `# needs ...`. Blocks of one page share a
+folder and, in Python, their names. What is not run has at least to be a command that exists.
+"""
+
+import copy
+import io
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import ROOT, tiny_model
+from PIL import Image
+
+from au_llava.__main__ import main, parser
+from au_llava.action_units import CATALOGUE, TASKS
+
+
+PAGES = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Pages whose commands other tests run, with real data in place of the reader's, or that take minutes.
+ELSEWHERE = {
+    "README.md": "tests/test_packaging.py",
+    "docs/checkpoint.md": "make checkpoint",
+    "docs/data.md": "tests/test_bp4d.py, test_disfa.py, test_feafa.py, test_preparation.py",
+    "docs/evaluation.md": "tests/test_evaluation.py",
+    "docs/synthetic_faces.md": "tests/test_synthetic_faces.py",
+}
+HERE = [page for page in PAGES if page not in ELSEWHERE]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The languages and texts of a page's commands."""
+    found = FENCE.findall((ROOT / page).read_text())
+    return [(language, text) for language, text in found if language in ("sh", "bash", "python")]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a shell block, continued ones joined, without remarks."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines) if line]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory, tokenizer, processor):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the pages' commands speak of."""
+    path = tmp_path_factory.mktemp("reader")
+    with Image.open(ROOT / "examples/smile.jpg") as picture:
+        for name in ("portrait.jpg", "photos/a.jpg", "more/b/c.png", "crops/d.jpg"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.resize((160, 160)).save(path / name)
+    film = cv2.VideoWriter(str(path / "talk.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (120, 120))
+    for _ in range(5):
+        film.write(cv2.resize(cv2.imread(str(path / "portrait.jpg")), (120, 120)))
+    film.release()
+    return path
+
+
+def run_line(line: str, folder: str, monkeypatch) -> None:
+    *feed, command = line.split(" | ")
+    if feed:
+        listed = subprocess.run(shlex.split(feed[0]), capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    name, *arguments = shlex.split(command)
+    assert name == "au-llava", f"{line}: say what it needs, or teach this test to run it"
+    assert main(arguments if arguments[0] == "describe" else [*arguments, "--model", folder]) == 0, line
+    if "--output" in arguments:
+        assert Path(arguments[arguments.index("--output") + 1]).is_file()
+
+
+@pytest.mark.parametrize("page", HERE)
+def test_a_page_s_blocks_run(page, place, tiny_folder, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    names: dict = {}
+    for number, (language, text) in enumerate(blocks(page), 1):
+        if text.startswith("# needs "):
+            continue
+        if language == "python":
+            exec(compile(text, f"{page}, block {number}", "exec"), names)
+        else:
+            for line in commands(text):
+                if not line.startswith("torchrun "):  # test_cli.py: test_two_processes_make_the_table_of_one
+                    run_line(line, tiny_folder, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_not_run_exists(page):
+    for language, text in blocks(page):
+        for line in commands(text) if language != "python" else ():
+            assert exists(shlex.split(line)), f"{page}: {line}"
+
+
+def exists(words: list[str]) -> bool:
+    """Whether a command names a program, module, file or make target that there is, with options it takes."""
+    for place, word in enumerate(words):
+        if word == "-m":
+            return takes(words[place + 1], words[place + 2 :])
+    name, *arguments = words
+    if name == "au-llava":
+        return takes("au_llava", arguments)
+    if name == "python":
+        return (ROOT / arguments[0]).is_file()
+    if name == "make":
+        return all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in arguments)
+    return name in ("find", "srun", "pip", "git")
+
+
+def takes(module: str, arguments: list[str]) -> bool:
+    if module == "au_llava":
+        parser().parse_args(arguments[: arguments.index("|")] if "|" in arguments else arguments)
+        return True
+    return find_spec(module) is not None
+
+
+def test_links_and_pictures_lead_somewhere():
+    for page in PAGES:
+        text = FENCE.sub("", (ROOT / page).read_text())
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not target.startswith("http"):
+                file, _, heading = target.partition("#")
+                aim = (ROOT / page).parent / file if file else ROOT / page
+                assert aim.exists(), f"{page}: {target}"
+                assert not heading or heading in anchors(aim), f"{page}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs/README.md").read_text()
+    names = {Path(page).name for page in PAGES} - {"README.md"}
+    assert {name for name in names if f"({name})" not in index} == set()
+
+
+def test_every_unit_and_task_has_its_picture():
+    page = (ROOT / "docs/units.md").read_text()
+    for name in [*CATALOGUE, *TASKS]:
+        assert f"`{name}`" in page
+    for unit in CATALOGUE.values():
+        assert f"**{unit.name}**" in page and unit.region in page
+    for picture in (ROOT / "docs/units").iterdir():
+        with Image.open(picture) as opened:
+            assert f"units/{picture.name}" in page and opened.width > 200
+    assert page.count("![") == len(CATALOGUE) + len(TASKS)
+    assert sum(path.stat().st_size for path in (ROOT / "docs/units").iterdir()) < 600_000
+
+
+def test_every_command_and_option_is_documented():
+    page = "".join((ROOT / name).read_text() for name in PAGES)
+    [commands] = [action.choices for action in parser()._actions if action.choices]
+    for name, command in commands.items():
+        assert f"au-llava {name}" in page
+        for action in command._actions:
+            for option in action.option_strings:
+                if option.startswith("--") and option not in ("--help", "--port"):
+                    assert option in page, option

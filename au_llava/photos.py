@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
@@ -65,11 +65,16 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> Facial
             raise FileNotFoundError("there is no such folder")
         kind = PreTrainedConfig.get_config_dict(place)[0].get("model_type")
         if kind != "au_llava":
-            raise ValueError(f"{place}: no AU-LLaVA (its config.json says model_type {kind!r}); {remedy}.")
+            raise ValueError(f"its config.json says model_type {kind!r}")
         network = AuLlavaForConditionalGeneration.from_pretrained(place)
-        return FacialActionUnitPipeline(network, processor=AuLlavaProcessor.from_pretrained(place), device=device)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        pipe = FacialActionUnitPipeline(network, processor=AuLlavaProcessor.from_pretrained(place), device=device)
+        # Much damage, and files that do not belong together, show in use only.
+        (face,) = pipe(Image.new("RGB", (224, 224)), action_units="AU1", detector="none")
+        if not isfinite(face["action_units"]["AU1"]["probability"]):
+            raise ValueError("its weights give no numbers")
+        return pipe
+    except Exception as error:  # loaders raise whatever they like
+        reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".:")
         raise ValueError(f"{place}: no model could be loaded ({reason}); {remedy}.") from error
 
 

@@ -88,7 +88,7 @@ def find_recordings(csv: str | Path, task: str = "detection", skip_bad_labels: b
     """Read the csv and group its pictures by sequence.
 
     Raises:
-        ValueError: Something in the csv is wrong.
+        ValueError: Something in the csv is wrong, or it lists no picture.
     """
     problems: list[str] = []
     codes, rows = read_csv(Path(csv), task, problems)
@@ -101,6 +101,8 @@ def find_recordings(csv: str | Path, task: str = "detection", skip_bad_labels: b
     names = [sequence for _, sequence in groups]
     problems += [f"{csv}: sequence {name} has two subjects" for name in sorted(set(names)) if names.count(name) > 1]
     settle(problems, skip_bad_labels)
+    if not rows:
+        raise ValueError(f"{csv}: no line below the header can be used; give a line for each picture.")
     found = []
     for (subject, sequence), group in groups.items():
         kept = {frame: row for frame, row in group.items() if row["image"].exists()}

@@ -111,7 +111,8 @@ def plan(recordings: list[Recording], settings: Settings) -> tuple[dict, dict[st
     """
     parts = _cut(recordings, settings.limit)
     if not any(part.numbers for part in parts.values()):
-        raise ValueError("There are no labelled frames with pictures; check the data folder.")
+        why = [f"{one.sequence}, frame {number}: {text}" for one in recordings for number, text in one.left_out[:1]]
+        raise ValueError("\n".join(["There are no labelled frames with pictures; check the data folder.", *why[:5]]))
     marks = {name: fingerprint(part) for name, part in parts.items()}
     one = recordings[0]
     head = {"dataset": one.dataset, "task": one.task, "action_units": list(one.action_units)}

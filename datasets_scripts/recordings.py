@@ -150,12 +150,12 @@ def read_number(cell: str, accepted: tuple[float, ...]) -> float:
 
 
 def read_frame(cell: str) -> int:
-    """A frame number, counted from 1.
+    """A frame number, counted from 1; stored with 32 bits.
 
     Raises:
-        ValueError: No whole number above 0 stands there.
+        ValueError: No whole number above 0 and below 2**31 stands there.
     """
-    if not cell.isdecimal() or int(cell) < 1:
+    if not cell.isdecimal() or not 1 <= int(cell) < 2**31:
         raise ValueError(f"{cell!r} is no frame number")
     return int(cell)
 

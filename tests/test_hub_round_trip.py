@@ -48,7 +48,7 @@ def start(hub, home, *command) -> subprocess.Popen:
 
 def run(hub, home, *command) -> tuple[int, str, str]:
     process = start(hub, home, *command)
-    out, error = process.communicate(timeout=300)
+    out, error = process.communicate(timeout=900)
     return process.returncode, out.strip(), error
 
 

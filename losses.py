@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from trl import SFTTrainer
 
 from .action_units import TASKS, ActionUnit, get_task
 from .processing_au_llava import AuLlavaProcessor
 from .readout_au_llava import AnswerGrammar
+from .trainer import AuLlavaTrainer
 
 
 Answer = tuple[str, Sequence[ActionUnit], Sequence[float]]  # task, units asked about, their values
@@ -191,8 +191,8 @@ def answer_loss(
     return -(weights * torch.where(soft.any(-1), near, exact))[labels != -100].sum()
 
 
-class AnswerTrainer(SFTTrainer):
-    """TRL's `SFTTrainer`, which takes the loss of [`answer_loss`] for batches that come with [`AnswerTargets`]."""
+class AnswerTrainer(AuLlavaTrainer):
+    """[`AuLlavaTrainer`], which takes the loss of [`answer_loss`] for batches that come with [`AnswerTargets`]."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "token_weights" not in inputs:

@@ -1,12 +1,11 @@
 """Training that computes the text description once for a whole batch."""
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import DynamicCache
 
-from .datasets_scripts.collator import QuestionSampler
 from .losses import AnswerTrainer
-from .processing_au_llava import AuLlavaProcessor
 
 
 class SharedPrefixTrainer(AnswerTrainer):
@@ -20,8 +19,6 @@ class SharedPrefixTrainer(AnswerTrainer):
             keeps no cache.
     """
 
-    processing_class: AuLlavaProcessor
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.gradient_checkpointing:
@@ -29,10 +26,8 @@ class SharedPrefixTrainer(AnswerTrainer):
         core = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         core.model.register_forward_pre_hook(compute_prefix, with_kwargs=True)
 
-    def _get_train_sampler(self, train_dataset=None):
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        questions = [f"{task} {units}" for task, units in zip(rows["task"], rows["action_units"], strict=True)]
-        return QuestionSampler(questions, self.args.train_batch_size * self.args.world_size, self.args.seed)
+    def questions(self, rows: Dataset) -> list[str]:
+        return [f"{task} {units}" for task, units in zip(rows["task"], rows["action_units"], strict=True)]
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         ids = inputs["input_ids"]

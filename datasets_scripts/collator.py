@@ -1,5 +1,6 @@
 """Batches for training: rows with labels become freshly asked questions on freshly augmented pictures."""
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,8 +16,9 @@ class QuestionCollator:
     """Puts one question to all pictures of a batch, then lets TRL's collator tokenise it.
 
     The units asked about and their order are drawn once a batch, so that all its prompts have the same text, whose
-    keys and values need computing only once. Random numbers come from numpy's global generator, which `transformers`
-    seeds and restores when a training run is resumed.
+    keys and values need computing only once. What is drawn depends on the seed, the epoch (which the trainer sets in
+    `epoch`) and the rows, and on nothing that came before: a resumed run, worker processes and batches fetched ahead
+    change nothing.
 
     Args:
         collate (`Callable`): TRL's `DataCollatorForVisionLanguageModeling`.
@@ -24,6 +26,7 @@ class QuestionCollator:
         question ([`Question`], *optional*): Order, subsets, relations.
         targets ([`AnswerTargets`], *optional*): Adds weights and soft targets for answers; see `losses.py`.
         neutral ([`NeutralDraft`], *optional*): Hides digits of some answers from the model, never from the loss.
+        seed (`int`, *optional*, defaults to 0): Seeds all draws.
     """
 
     def __init__(
@@ -33,13 +36,19 @@ class QuestionCollator:
         question: Question = Question(),  # noqa: B008 (frozen)
         neutral: "NeutralDraft | None" = None,
         targets: Callable | None = None,
+        seed: int = 0,
     ):
         self.collate, self.augment, self.question, self.neutral = collate, augment, question, neutral
-        self.targets = targets
+        self.targets, self.seed, self.epoch = targets, seed, 0
+
+    def plain(self) -> "QuestionCollator":
+        """The same without augmentation, chance or weights: for validation."""
+        return QuestionCollator(self.collate, question=Question(relations=self.question.relations))
 
     def __call__(self, rows: list[dict]) -> dict:
-        generator = np.random.default_rng(np.random.randint(2**31))
-        asked = np.random.randint(2**31)
+        names = repr([[row[name] for name in ("dataset", "task", "subject", "sequence", "frame")] for row in rows])
+        generator = np.random.default_rng([self.seed, self.epoch, zlib.crc32(names.encode())])
+        asked = int(generator.integers(2**31))
         samples = [self._sample(row, generator, asked) for row in rows]
         answers = [sample.pop("answer") for sample in samples]
         batch = self.collate(samples)

@@ -60,15 +60,21 @@ def test_a_batch_asks_one_question_and_flips_keep_its_order(layout):
     image = Image.new("RGB", (224, 224), "tan")
     codes = [f"FEAFA{number}" for number in range(1, 25)]
     labels = {code: number / 100 for number, code in enumerate(codes)}
-    row = make_row(image, labels, "intensity", instruct(labels, "intensity"))
+    origin = {"dataset": "drawn", "subject": "a", "sequence": "", "frame": 0}
+    row = make_row(image, labels, "intensity", instruct(labels, "intensity"), **origin)
     collate = DataCollatorForVisionLanguageModeling(layout, completion_only_loss=True)
-    np.random.seed(0)
     collator = QuestionCollator(collate, Augmentation(flip=0.5), Question(shuffle=True, subset=0.5))
-    for _ in range(5):
+    asked = set()
+    for collator.epoch in range(5):
         batch = collator([copy.deepcopy(row) for _ in range(6)])
         prompts = {layout.tokenizer.decode(line[label == -100]).split(" ASSISTANT:")[0]
                    for line, label in zip(batch["input_ids"], batch["labels"], strict=True)}  # fmt: skip
         assert len(prompts) == 1
+        asked |= prompts
+    assert len(asked) > 1  # epochs differ, and each is drawn the same again
+    again = collator([copy.deepcopy(row) for _ in range(6)])
+    assert torch.equal(again["input_ids"], batch["input_ids"])
+    assert torch.equal(again["pixel_values"], batch["pixel_values"])
 
 
 def test_the_shared_prefix_gives_the_same_loss_and_gradients(tokenizer, layout, rows, tmp_path):

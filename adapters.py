@@ -1,0 +1,233 @@
+"""What surrounds a training: the base that it starts from, the merged model, the card, and who may see them."""
+
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
+
+from . import __version__
+from .face_alignment import CROP_SIZE
+from .modeling_au_llava import AuLlavaForConditionalGeneration
+from .processing_au_llava import AuLlavaProcessor
+
+
+# Data sets whose agreements reach the weights that were trained on them.
+RESTRICTED = ("bp4d", "disfa", "feafa")
+
+_CARD = """
+# {title}
+
+AU-LLaVA, fine-tuned by `train_sft.py`. It reads facial Action Units from an aligned face crop: see
+`processor.grammar` and `model.recognize`, or `pipeline("facial-action-units")` for whole photographs.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
+```
+
+An Action Unit describes a muscle movement, not an emotion, an intention, or a fact about a person. Do not use this
+model for decisions about people, and ask for consent before you analyse a face.
+{warning}
+## Training
+
+{parameters}
+
+| data set | task | split | samples |
+|---|---|---|---|
+{data}
+
+Made with {versions}:
+
+```
+{command}
+```
+
+The recipe:
+
+```yaml
+{recipe}
+```
+"""
+_WARNING = """
+> **Licence.** Trained on {names}, whose agreements reach the weights. {terms}
+"""
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder that appears under its name only when it is whole; an older one is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as draft:
+        os.chmod(draft, 0o755)
+        yield Path(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+        os.mkdir(draft)  # for TemporaryDirectory to remove
+
+
+def assemble(
+    folder: str | Path,
+    vision: str,
+    language: str,
+    gguf_file: str | None = None,
+    prompt_layout: str = "image_first",
+    dtype: str = "float32",
+) -> None:
+    """Join two backbones once and keep the result, so that restarts and adapters begin with the same projector.
+
+    Args:
+        folder: Where the model goes; nothing is done if it is there already.
+        vision, language, gguf_file: See [`AuLlavaForConditionalGeneration.from_backbones`].
+        prompt_layout (`str`, *optional*, defaults to `"image_first"`): See [`AuLlavaProcessor`].
+        dtype (`str`, *optional*, defaults to `"float32"`): Of the stored weights.
+    """
+    if Path(folder).is_dir():
+        return
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, language, gguf_file=gguf_file, dtype=dtype)
+    processor = AuLlavaProcessor.from_backbones(
+        vision,
+        language,
+        patch_size=CROP_SIZE // math.isqrt(model.config.image_seq_length),
+        gguf_file=gguf_file,
+        prompt_layout=prompt_layout,
+    )
+    with new_folder(folder) as draft:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        origins = [name for name in (vision, language) if not Path(name).is_dir()]
+        facts = ModelCardData(library_name="transformers", base_model=origins or None, tags=["au-llava"])
+        text = f"{vision} and {language}, joined by an untrained projector: a start for training.\n"
+        Path(draft, "README.md").write_text(f"---\n{facts.to_yaml()}\n---\n\n# {Path(folder).name}\n\n{text}")
+
+
+def merge(adapter: str | Path, folder: str | Path) -> None:
+    """Work an adapter into its base, and write the full model with processor, code and card.
+
+    Args:
+        adapter: A folder that `train_sft.py` wrote.
+        folder: Where the merged model goes.
+    """
+    base = json.loads(Path(adapter, "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(AuLlavaForConditionalGeneration.from_pretrained(base), adapter)
+    with new_folder(folder) as draft:
+        model.merge_and_unload().save_pretrained(draft)
+        AuLlavaProcessor.from_pretrained(adapter).save_pretrained(draft)
+        card = ModelCard.load(Path(adapter, "README.md"))
+        card.data.library_name = "transformers"
+        card.text = card.text.replace(str(adapter), str(folder))
+        card.save(draft / "README.md")
+
+
+def add_code(model: PreTrainedModel, folder: str | Path) -> None:
+    """Put the model's code beside an adapter, as `save_pretrained` does for a full model."""
+    from .pipeline_au_llava import FacialActionUnitPipeline
+
+    for item in (model, FacialActionUnitPipeline):
+        custom_object_save(item, folder)
+
+
+def trained_on(datasets: Iterable[str], base: str) -> list[str]:
+    """Data sets behind the weights: those of this training, and those that the base's card names.
+
+    Args:
+        datasets (`Iterable[str]`): Names in the column `dataset`.
+        base (`str`): Hub id or folder of the model that the training starts from.
+    """
+    try:
+        path = cached_file(base, "README.md")
+        inherited = ModelCard.load(path).data.datasets or []
+    except OSError:  # it has no card, or none that can be reached
+        inherited = []
+    return sorted({*datasets, *inherited})
+
+
+def check_push(names: list[str], public: bool, licence: str | None, base: str | None) -> None:
+    """See before the training whether its result may go to the Hub.
+
+    Args:
+        names (`list[str]`): From [`trained_on`].
+        public (`bool`): Whether everyone is to see it.
+        licence (`str`, *optional*): The licence or consent under which that is allowed.
+        base (`str`, *optional*): What an adapter is pushed for; nothing for a full model.
+
+    Raises:
+        ValueError: It may not, or nobody could load it.
+    """
+    restricted = [name for name in names if name in RESTRICTED]
+    if public and restricted and not licence:
+        raise ValueError(
+            f"Weights trained on {', '.join(name.upper() for name in restricted)} fall under the agreements of these "
+            "data sets, and may not be made public without their owners' consent. Leave hub_private_repo out, or name "
+            'the licence or consent: --public_licence "..."; it will stand in the card.'
+        )
+    if base is not None and Path(base).is_dir():
+        raise ValueError(
+            f"An adapter is of no use without its base, and {base} is a folder that nobody else has. Push that first "
+            f"(python push_to_hub.py --model {base} --repo_id USER/NAME) and train with --model USER/NAME, or push "
+            "the merged model with --merge."
+        )
+
+
+def make_card(
+    folder: str,
+    origins: list[str],
+    adapter: bool,
+    names: list[str],
+    licence: str | None,
+    parameters: str,
+    data: Iterable[tuple[str, str, str, int]],
+    recipe: str,
+) -> str:
+    """Write the model card of a training.
+
+    Args:
+        folder (`str`): The result's folder.
+        origins (`list[str]`): What it started from; folders are not named.
+        adapter (`bool`): Whether the result is an adapter.
+        names (`list[str]`): From [`trained_on`].
+        licence (`str`, *optional*): Under which weights trained on restricted data are public.
+        parameters (`str`): A sentence on what was trained.
+        data: Data set, task, split, samples.
+        recipe (`str`): The recipe's text.
+    """
+    restricted = [name for name in names if name in RESTRICTED]
+    warning = ""
+    if restricted:
+        terms = f"Published under: {licence}." if licence else "Do not pass them on without their owners' consent."
+        warning = _WARNING.format(names=", ".join(name.upper() for name in restricted), terms=terms)
+    versions = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+    facts = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=[name for name in origins if not Path(name).is_dir()] or None,
+        datasets=names,
+        license="other" if restricted else None,
+        license_name="research-only" if restricted else None,
+        tags=["facial-action-units", "au-llava", "custom_code", "arxiv:2409.08444"],
+    )
+    text = _CARD.format(
+        title=Path(folder).name,
+        folder=folder,
+        warning=warning,
+        parameters=parameters,
+        data="\n".join(f"| {name} | {task} | {split} | {count:,} |" for name, task, split, count in data),
+        versions=", ".join([f"au-llava {__version__}", *(f"{name} {version(name)}" for name in versions)]),
+        command=" ".join(["python", *sys.argv]),
+        recipe=recipe.strip(),
+    )
+    return f"---\n{facts.to_yaml()}\n---\n{text}"

@@ -1,0 +1,148 @@
+"""Training rows named in one line, as recipes and command lines need it: `NAME:FOLDER?option=value&option=value`.
+
+>>> from au_llava.datasets_scripts.sources import Source
+>>> Source("bp4d:data/bp4d?config_name=fold1")
+Source(text='bp4d:data/bp4d?config_name=fold1')
+>>> Source("bp4d:data/bp4d?config_name=fold1").name
+'bp4d'
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+import yaml
+from datasets import Dataset
+
+from ..action_units import get_task
+from .bp4d import Bp4d
+from .csv_labels import CsvLabels
+from .disfa import Disfa
+from .feafa import Feafa
+from .instructions import FEATURES
+from .synthetic_faces.builder import SyntheticFaces
+
+
+BUILDERS = {"synthetic": SyntheticFaces, "bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa, "csv": CsvLabels}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from.
+
+    Args:
+        text (`str`): `synthetic:FOLDER` (rendered faces; without a folder the committed sample); `bp4d:FOLDER`,
+            `disfa:FOLDER`, `feafa:FOLDER` (prepared crops); `csv:FILE`; or only a folder of Parquet shards with the
+            columns of `instructions.FEATURES`. Options of the builder follow after `?`, such as
+            `config_name=fold1&task=detection`; `split` is what is taken for training, `train` by default.
+    """
+
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Which builder, or nothing for a folder of rows."""
+        name = self.text.partition(":")[0]
+        return name if name in BUILDERS else ""
+
+    def rows(self, split: str | None = None, questions: Sequence[str] = ()) -> list[Dataset]:
+        """Read one split.
+
+        Args:
+            split (`str`, *optional*): Another than the one for training.
+            questions (`Sequence[str]`, *optional*): What is asked about each rendered face: `task:preset` or
+                `task:codes`.
+
+        Returns:
+            `list[Dataset]`: A part for each question, in the columns of `instructions.FEATURES`.
+
+        Raises:
+            FileNotFoundError: There are no rows.
+            ValueError: Such a data set has no such split or option, a column is missing, or a label is out of range.
+        """
+        place, _, query = self.text.removeprefix(f"{self.name}:").partition("?")
+        options = {key: yaml.safe_load(value) for key, value in parse_qsl(query)}
+        split = split or options.pop("split", "train")
+        options.pop("split", None)
+        if not self.name:
+            parts = [_read_folder(Path(place), split)]
+        elif self.name == "synthetic" and "config_name" not in options:
+            asked = [dict(zip(("config_name", "action_units"), text.split(":"), strict=True)) for text in questions]
+            parts = [_build(self.name, place, split, options | question) for question in asked]
+        else:
+            parts = [_build(self.name, place, split, options)]
+        for part in parts:
+            check_rows(part, self.text)
+        return parts
+
+
+def _build(name: str, place: str, split: str, options: dict) -> Dataset:
+    folder = {"data_dir" if name in ("synthetic", "csv") else "crops_dir": place or None}
+    try:
+        builder = BUILDERS[name](**folder, **options)
+    except TypeError as error:
+        raise ValueError(f"{name}:{place} does not take these options: {options} ({error}).") from None
+    builder.download_and_prepare()
+    if split not in builder.info.splits:
+        raise ValueError(f"{name}:{place} has no split {split!r}; it has: {', '.join(builder.info.splits)}.")
+    return builder.as_dataset(split)
+
+
+def _read_folder(folder: Path, split: str) -> Dataset:
+    files = sorted(folder.glob("*.parquet"))
+    files = [file for file in files if file.name.startswith(f"{split}-")] or files
+    if not files:
+        raise FileNotFoundError(
+            f"No Parquet shards in {folder}; prepare them first (docs/data.md), or name the data set: "
+            f"{', '.join(f'{name}:{folder}' for name in BUILDERS)}."
+        )
+    return Dataset.from_parquet([str(file) for file in files])
+
+
+def check_rows(rows: Dataset, source: str) -> None:
+    """See that all rows can be trained on, before hours go into the first ones.
+
+    Raises:
+        ValueError: A column is missing, there are no rows, or a label is not in its task's range.
+    """
+    missing = [name for name in FEATURES if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"{source}: no column {', '.join(missing)}; there are: {', '.join(rows.column_names)}.")
+    if not len(rows):
+        raise ValueError(f"{source}: no rows.")
+    for batch in rows.select_columns(["labels", "action_units", "task"]).iter(batch_size=10_000):
+        for labels, codes, task in zip(*batch.values(), strict=True):
+            low, *_, high = get_task(task).values
+            wrong = [
+                f"{code}={label!r}"
+                for code, label in zip(codes, labels, strict=True)
+                if label is None or not (low <= label <= high or np.isnan(label))
+            ]
+            if wrong:
+                raise ValueError(
+                    f"{source}: {', '.join(wrong)}, but {task} takes {low:g} to {high:g}, and NaN for unknown."
+                )
+
+
+def hold_out(rows: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Set people apart for validation, so that nobody is in both parts.
+
+    Args:
+        rows ([`Dataset`]): Training rows with `subject`.
+        share (`float`): This share of the people, 0 to 1, but one at least; they are drawn by a hash of their names.
+
+    Returns:
+        `tuple`: The rest, and those set apart.
+
+    Raises:
+        ValueError: Nobody is left to train on.
+    """
+    people = sorted(set(rows["subject"]), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    count = max(1, round(share * len(people)))
+    if count >= len(people):
+        raise ValueError(f"held_out {share} of {len(people)} people leaves none to train on; give less.")
+    apart = np.isin(np.asarray(rows["subject"]), people[:count])
+    return rows.select(np.flatnonzero(~apart)), rows.select(np.flatnonzero(apart))

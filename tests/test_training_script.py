@@ -1,0 +1,454 @@
+"""train_sft.py as people run it: from a recipe to a folder, through the real parser, on tiny weights."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_model
+from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+import train_sft
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
+from au_llava.trainer import is_disk_full, last_checkpoint
+
+
+# A recipe in small: tiny weights, drawn pictures of eight people, everything seeded.
+RECIPE = """
+held_out: 0.25
+lora: both
+output_dir: {folder}/run
+num_train_epochs: 2
+per_device_train_batch_size: 2
+per_device_eval_batch_size: 4
+gradient_checkpointing: false
+learning_rate: 0.01
+bf16: false
+use_cpu: true
+logging_steps: 1
+eval_strategy: steps
+eval_steps: 2
+save_steps: 2
+save_total_limit: 2
+report_to: none
+disable_tqdm: true
+"""
+
+
+def draw_rows(count=12, **changes):
+    """Pictures whose brightness tells the labels, of six people."""
+    rows = []
+    for number in range(count):
+        shade = Image.effect_noise((224, 224), 20).point(lambda v, n=number: v // 2 + 100 * (n % 2)).convert("RGB")
+        labels = {"AU1": float(number % 2), "AU6": float("nan"), "AU12": 1.0}
+        origin = {"dataset": "drawn", "subject": f"p{number % 6}", "sequence": "s", "frame": number}
+        rows.append(make_row(shade, labels, "detection", instruct(labels, "detection"), **origin) | changes)
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tokenizer, processor):
+    """An AU-LLaVA of two layers a tower, in a folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny):
+    data = tmp_path / "data"
+    data.mkdir()
+    draw_rows().to_parquet(data / "train-00000.parquet")
+    text = RECIPE.format(folder=tmp_path) + f"model: {tiny}\ntrain_data: ['{data}']\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def run(recipe, monkeypatch):
+    """Run the script in this process, with more options on its command line."""
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["train_sft.py", "--config", str(recipe), *map(str, options)])
+        train_sft.main()
+        return recipe.parent / "run"
+
+    return run
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Training losses by step, as the last checkpoint remembers them."""
+    history = json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def crops(processor, count=2):
+    pictures = [Image.linear_gradient("L").rotate(90 * number).resize((224, 224)) for number in range(count)]
+    return processor(images=pictures, task="detection", action_units="AU1,AU12")
+
+
+def test_a_run_says_what_it_does_and_leaves_an_adapter_that_merges_exactly(run, capsys, tiny):
+    folder = run("--merge", "--load_best_model_at_end", "--metric_for_best_model", "score", "--max_steps", 4)
+    told = capsys.readouterr().out
+    assert "multi_modal_projector 1,056 / 1,056" in told and "together " in told
+    assert "Samples: drawn detection, train: 8" in told and "Samples: drawn detection, validation: 4" in told
+    assert "Steps: 4 of 2 samples on 1 process(es)." in told
+    assert f"Saved an adapter to {folder}" in told and f'model="{folder}-merged"' in told
+
+    state = json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())
+    answered = {entry["step"]: entry["eval_score"] for entry in state["log_history"] if "eval_score" in entry}
+    assert list(answered) == [2, 4] and state["best_metric"] == max(answered.values())
+    assert all(0 <= entry["eval_detection_f1"] <= 1 for entry in state["log_history"] if "eval_loss" in entry)
+
+    # The adapter, the merged model and what was trained give the same logits.
+    processor = AuLlavaProcessor.from_pretrained(f"{folder}-merged")
+    inputs = crops(processor)
+    with torch.no_grad():
+        merged = AuLlavaForConditionalGeneration.from_pretrained(f"{folder}-merged").eval()(**inputs).logits
+        adapted = AuLlavaForConditionalGeneration.from_pretrained(folder).eval()(**inputs).logits
+        start = AuLlavaForConditionalGeneration.from_pretrained(tiny).eval()(**inputs).logits
+    torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
+    assert (start - merged).abs().max() > 1e-2
+
+    for place in (folder, Path(f"{folder}-merged")):
+        names = {path.name for path in place.iterdir() if path.is_file()}
+        assert {"README.md", "action_units.py", "modeling_au_llava.py", "pipeline_au_llava.py"} <= names
+        assert {"processor_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+        assert not {name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))} - {"training_args.bin"}
+        card = (place / "README.md").read_text()
+        assert "num_train_epochs: 2" in card and "| drawn | detection | train | 8 |" in card
+        assert "transformers 5." in card and "python train_sft.py --config" in card and str(place) in card
+
+
+LOAD = """
+import json, sys
+sys.modules["au_llava"] = None  # as on a machine where the package is not installed
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, pipeline
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+crop = Image.linear_gradient("L").resize((224, 224))
+inputs = processor(images=crop, task="detection", action_units="AU1,AU12")
+answer = model.recognize(**inputs, grammar=processor.grammar("detection", "AU1,AU12"))
+pipe = pipeline("facial-action-units", model=sys.argv[1], trust_remote_code=True)
+units = pipe(crop, action_units="AU1,AU12", detector="none")[0]["action_units"]
+print("RESULT" + json.dumps([answer.expected_values[0].tolist(), [unit["expected_value"] for unit in units.values()]]))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_an_adapter_loads_in_a_fresh_process_elsewhere(run, tmp_path, dtype):
+    folder = run("--max_steps", 2, "--dtype", dtype, "--bf16", dtype == "bfloat16")
+    (tmp_path / "elsewhere").mkdir()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)],
+        cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    answered, piped = json.loads(done.stdout.split("RESULT")[1])
+    model, processor = (
+        AuLlavaForConditionalGeneration.from_pretrained(folder),
+        AuLlavaProcessor.from_pretrained(folder),
+    )
+    inputs = processor(images=Image.linear_gradient("L").resize((224, 224)), task="detection", action_units="AU1,AU12")
+    here = model.eval().recognize(**inputs, grammar=processor.grammar("detection", "AU1,AU12"))
+    np.testing.assert_allclose(answered, here.expected_values[0].tolist(), atol=1e-5)
+    np.testing.assert_allclose(piped, answered, atol=1e-5)
+
+
+class Stop(TrainerCallback):
+    """Ends a run in the middle of a step, as a kill would, but within this process."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("options", [(), ("--shared_prefix", "--lora", "null")])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
+    """With all that is drawn: augmentation, order and parts of the questions, dropout; in the second epoch."""
+    chance = ("--shuffle", "--subset", 0.5, "--lora_dropout", 0.2, *options)
+    whole = losses(run(*chance, "--eval_strategy", "no", "--held_out", 0))
+    assert len(whole) == 12
+    (folder := Path(sys.argv[2]).parent / "run").rename(folder.parent / "whole")
+
+    create = train_sft.AnswerTrainer.__init__
+
+    def stopped(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        self.add_callback(Stop(9))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_sft.AnswerTrainer, "__init__", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(*chance, "--eval_strategy", "no", "--held_out", 0)
+    assert last_checkpoint(folder).endswith("-8")
+    resumed = losses(run(*chance, "--eval_strategy", "no", "--held_out", 0, "--resume"))
+    assert resumed.keys() == whole.keys()
+    assert [round(value, 4) for value in resumed.values()] == [round(value, 4) for value in whole.values()]
+
+
+def test_a_half_written_checkpoint_is_never_picked_up(run, tmp_path):
+    folder = run("--max_steps", 4)
+    half = folder / "checkpoint-6"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"cut off")
+    assert last_checkpoint(folder) == str(folder / "checkpoint-4")
+    (half / "trainer_state.json").write_text('{"epoch": 0.')
+    assert last_checkpoint(folder) == str(folder / "checkpoint-4")
+    run("--max_steps", 6)  # goes on from 4, and writes 6 anew
+    assert last_checkpoint(folder) == str(half)
+    assert load_file(half / "adapter_model.safetensors")
+    assert last_checkpoint(tmp_path / "nothing") is None
+    with pytest.raises(ValueError, match="holds checkpoints of another run"):
+        run("--no_resume")
+
+
+def test_a_full_disk_is_one_clear_message_and_the_run_goes_on_afterwards(run, tmp_path, monkeypatch):
+    full = tmp_path / "run" / "checkpoint-4"
+    full.mkdir(parents=True)
+    (full / "trainer_state.json").symlink_to("/dev/full")  # a device that says "no space left" to every writer
+    with pytest.raises(OSError, match="The disk is full. Free some space") as caught:
+        run("--max_steps", 4)
+    assert is_disk_full(caught.value)
+    (full / "trainer_state.json").unlink()
+    assert last_checkpoint(run("--max_steps", 4)) == str(full)
+
+    usage = shutil.disk_usage(full)
+    monkeypatch.setattr(train_sft.shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    with pytest.raises(OSError, match="only 0.0 GB are free"):
+        run("--max_steps", 4)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path, monkeypatch):
+    compute, steps = SFTTrainer.compute_loss, []
+
+    def poisoned(self, *args, **kwargs):
+        steps.append(1)
+        return compute(self, *args, **kwargs) * (float("nan") if len(steps) == 4 else 1)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
+    with pytest.raises(FloatingPointError, match="The loss is nan at step 4"):
+        run("--eval_strategy", "no", "--held_out", 0)
+    saved = load_file(Path(last_checkpoint(tmp_path / "run"), "adapter_model.safetensors"))
+    assert all(weight.isfinite().all() for weight in saved.values())
+
+
+def test_rows_that_cannot_be_trained_on_are_refused_before_training(run, recipe):
+    data = recipe.parent / "data" / "train-00000.parquet"
+    draw_rows().remove_columns("labels").to_parquet(data)
+    with pytest.raises(ValueError, match="data: no column labels; there are: images, prompt"):
+        run()
+    draw_rows(labels=[0.0, 1.0, 9.0]).to_parquet(data)
+    with pytest.raises(ValueError, match=r"AU12=9.0, but detection takes 0 to 1"):
+        run()
+    data.unlink()
+    with pytest.raises(FileNotFoundError, match="No Parquet shards in"):
+        run()
+
+
+def test_a_processor_of_another_model_is_refused(run, tmp_path, tiny, processor):
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    own = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=28)
+    own.save_pretrained(other)
+    with pytest.raises(ValueError, match=r"its processor writes 64 image tokens .* expects 16"):
+        run("--model", other)
+
+
+def test_options_that_contradict_each_other_are_refused(run):
+    with pytest.raises(ValueError, match="Validation takes both"):
+        run("--held_out", 0)
+    with pytest.raises(ValueError, match="Unknown lora 'vision'; accepted: both, encoder, llm"):
+        run("--lora", "vision")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train_data: [a\n", "The recipe cannot be read"),
+        ("just words", "The recipe cannot be read"),
+        ("train_data: data/mine\noutput_dir: x", "train_data is 'data/mine'; give a list"),
+        ("train_data: [a]\noutput_dir: x\nlearnin_rate: 1", "learnin_rate"),
+    ],
+)
+def test_a_broken_recipe_is_one_clear_message(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        train_sft.read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
+
+
+def parse(name, *options):
+    """A recipe, read as the script reads it."""
+    # The machine of the tests need not have what the recipe is for.
+    off = ["--use_cpu", "true", "--bf16", "false"]
+    return train_sft.read_arguments(["--config", str(ROOT / "recipes" / f"{name}.yaml"), *off, *options])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_parses_and_says_what_it_is_for(name):
+    arguments, training = parse(name)
+    assert (ROOT / "recipes" / f"{name}.yaml").read_text().startswith("# ")
+    assert arguments.train_data and training.output_dir.startswith("runs/")
+    assert arguments.lora in (None, *train_sft.LORA_TARGETS)
+    assert not (arguments.shared_prefix and training.gradient_checkpointing)
+    assert bool(arguments.eval_data or arguments.held_out) == (training.eval_strategy != "no")
+    if training.load_best_model_at_end:
+        assert training.metric_for_best_model == "score" and training.greater_is_better
+
+
+@pytest.mark.parametrize("name", ["paper_bp4d", "paper_disfa", "paper_feafa"])
+def test_the_papers_recipes_hold_the_papers_settings(name):
+    arguments, training = parse(name)
+    assert (arguments.vision, arguments.language) == ("facebook/dinov2-large", "lmsys/vicuna-7b-v1.5")
+    assert (arguments.lora, arguments.lora_r) == ("both", 8)
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 16)
+    assert (training.num_train_epochs, training.learning_rate, training.weight_decay) == (5, 5e-4, 0.05)
+    assert (training.lr_scheduler_type, training.warmup_steps) == ("cosine", 0.03)
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text()
+    for left_open in ("lora_alpha: 16", "lora_dropout: 0.05", "optim: adamw_torch", "max_grad_norm: 1.0"):
+        assert f"{left_open}  # ours" in text
+    # Table I's ablation
+    assert [parse(name, "--lora", towers)[0].lora for towers in ("encoder", "llm")] == ["encoder", "llm"]
+
+
+def test_the_smoke_recipe_runs(run, monkeypatch, tmp_path):
+    """The repository's own recipe and checkpoint, a few samples of each question."""
+    monkeypatch.chdir(ROOT)
+    few = ("--limit", 2, "--eval_limit", 1, "--max_steps", 1, "--eval_steps", 1, "--save_steps", 1)
+    folder = tmp_path / "smoke"
+    options = ["--config", "recipes/smoke.yaml", "--output_dir", folder, *few, "--per_device_train_batch_size", 2]
+    monkeypatch.setattr(sys, "argv", ["train_sft.py", *map(str, options)])
+    train_sft.main()
+    state = json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())
+    (answered,) = [entry for entry in state["log_history"] if "eval_score" in entry]
+    assert {"eval_detection_f1", "eval_intensity_level_mae", "eval_intensity_mae", "eval_loss"} <= answered.keys()
+
+
+def start(command, folder, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+    )  # fmt: skip
+
+
+KILL = """
+import os, signal
+from trl import SFTTrainer
+import train_sft
+
+step, steps = SFTTrainer.training_step, []
+
+def killed(self, *args, **kwargs):
+    loss = step(self, *args, **kwargs)
+    steps.append(loss)
+    if len(steps) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)  # the gradients are there, and the optimizer has not stepped
+    return loss
+
+SFTTrainer.training_step = killed
+train_sft.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_an_uninterrupted_one(run, recipe, tmp_path):
+    chance = ["--shuffle", "--subset", "0.5", "--lora_dropout", "0.2", "--num_train_epochs", "3"]
+    whole = losses(run(*chance, "--output_dir", tmp_path / "whole") and tmp_path / "whole")
+    killed = start(["-c", KILL, "--config", recipe, *chance], tmp_path)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    assert last_checkpoint(tmp_path / "run").endswith("-8")
+    done = start(["train_sft.py", "--config", recipe, *chance, "--resume"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"Going on from {tmp_path / 'run'}/checkpoint-8." in done.stdout
+    resumed = losses(tmp_path / "run")
+    assert len(whole) == 12 and resumed.keys() == whole.keys()
+    assert [round(value, 4) for value in resumed.values()] == [round(value, 4) for value in whole.values()]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(run, recipe, tmp_path):
+    plain = ["--augment", "false", "--lora_dropout", "0"]
+    one = run(*plain, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "one") and tmp_path / "one"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "train_sft.py"]
+    done = start([*command, "--config", recipe, *plain], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Steps: 4 of 4 samples on 2 process(es)." in done.stdout
+    two = tmp_path / "run"
+    assert losses(one).keys() == losses(two).keys()
+    np.testing.assert_allclose(list(losses(one).values()), list(losses(two).values()), atol=1e-4)
+    histories = [
+        [entry for entry in json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())["log_history"]
+         if "eval_score" in entry] for folder in (one, two)
+    ]  # fmt: skip
+    assert len(histories[0]) == 2
+    for single, double in zip(*histories, strict=True):
+        assert single["eval_detection_f1"] == double["eval_detection_f1"]
+
+
+def test_what_may_go_to_the_hub():
+    from au_llava.adapters import check_push
+
+    check_push(["drawn"], public=True, licence=None, base=None)
+    check_push(["bp4d"], public=False, licence=None, base="me/base")
+    check_push(["bp4d"], public=True, licence="BP4D agreement, consent of 1 May 2026", base=None)
+    with pytest.raises(ValueError, match=r"trained on BP4D, FEAFA .* --public_licence"):
+        check_push(["bp4d", "feafa", "own"], public=True, licence=None, base=None)
+
+
+def test_a_push_is_refused_before_the_training(run, recipe, tiny, tmp_path):
+    with pytest.raises(ValueError, match=f"{tiny} is a folder that nobody else has"):
+        run("--push_to_hub", "--hub_model_id", "me/tiny")
+    draw_rows(dataset="disfa").to_parquet(recipe.parent / "data" / "train-00000.parquet")
+    with pytest.raises(ValueError, match="trained on DISFA"):
+        run("--push_to_hub", "--hub_model_id", "me/tiny", "--merge", "--hub_private_repo", "false")
+    # What the weights have seen goes with them, whatever they are trained on next.
+    first = f"{run('--merge', '--max_steps', 2)}-merged"
+    assert "license_name: research-only" in Path(first, "README.md").read_text()
+    draw_rows().to_parquet(recipe.parent / "data" / "train-00000.parquet")
+    public = ("--push_to_hub", "--hub_model_id", "me/tiny", "--lora", "null", "--hub_private_repo", "false")
+    with pytest.raises(ValueError, match="trained on DISFA"):
+        run("--model", first, "--output_dir", tmp_path / "second", *public)
+
+
+@pytest.mark.slow
+def test_a_training_ends_on_the_hub(recipe, tmp_path):
+    from hub_server import Hub
+
+    with Hub() as hub:
+        options = ["--config", recipe, "--max_steps", "2", "--merge", "--push_to_hub", "--hub_model_id", "me/tiny"]
+        done = start(["train_sft.py", *options], tmp_path, **hub.environment(tmp_path / "home"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        repository = hub.repositories["model", "me/tiny"]
+        assert repository.private
+        names = set(repository.find("main").files)
+    assert {"README.md", "config.json", "model.safetensors", "modeling_au_llava.py", "processor_config.json"} <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt"))}
+
+
+@pytest.mark.slow
+def test_four_bit_weights_train_and_merge(run):
+    pytest.importorskip("bitsandbytes")
+    folder = run("--load_in_4bit", "--dtype", "bfloat16", "--bf16", "--max_steps", 4, "--merge", "--lora_dropout", 0)
+    assert all(np.isfinite(list(losses(folder).values())))
+    merged = AuLlavaForConditionalGeneration.from_pretrained(f"{folder}-merged")
+    assert merged.dtype == torch.bfloat16
+    assert {type(part) for part in merged.modules() if isinstance(part, torch.nn.Linear)} == {torch.nn.Linear}

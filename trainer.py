@@ -1,0 +1,214 @@
+"""The trainer behind `train_sft.py`: TRL's, validated by answers, and made to survive."""
+
+import errno
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
+from sklearn.metrics import f1_score
+from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import SFTTrainer
+
+from .action_units import get_task
+from .datasets_scripts.collator import QuestionCollator, QuestionSampler
+from .processing_au_llava import AuLlavaProcessor
+
+
+class AuLlavaTrainer(SFTTrainer):
+    """TRL's `SFTTrainer` for rows of `instructions.FEATURES`.
+
+    - [`evaluate`] also asks the model, through `recognize`, and scores its answers: `eval_detection_f1`,
+      `eval_intensity_mae` and so on, and `eval_score`, their mean as in [`scores`], to choose the best checkpoint by.
+    - A loss that is not a number ends the run at once, before it is saved.
+    - The order of rows and what is drawn for a batch depend on seed, epoch and rows alone, so a resumed run goes on
+      exactly as it would have.
+
+    Args:
+        card (`str`, *optional*): The model card, written wherever the trainer writes one.
+        kwargs: As for `SFTTrainer`.
+
+    Raises:
+        ValueError: Answers cannot be asked for while the weights are spread over devices (FSDP, ZeRO-3).
+    """
+
+    processing_class: AuLlavaProcessor
+    data_collator: QuestionCollator
+
+    def __init__(self, *args, card: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.card = card
+        self.args.logging_nan_inf_filter = False  # it would hide what `training_step` looks for
+        self.add_callback(_SetEpoch(self))
+        spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        if spread and self.args.eval_strategy != "no":
+            raise ValueError(
+                "With FSDP or ZeRO-3 no single process holds the model, which answers need: set eval_strategy to 'no' "
+                "and score the checkpoints with evaluate_au.py."
+            )
+
+    def core(self):
+        """The model itself, LoRA included, without what PEFT and Accelerate wrapped around it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    # Order and draws
+
+    def _get_train_sampler(self, train_dataset=None):
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        self.sampler = QuestionSampler(
+            self.questions(rows), self.args.train_batch_size * self.args.world_size, self.args.seed
+        )
+        return self.sampler
+
+    def questions(self, rows: Dataset) -> list[str]:
+        """What may not be mixed in one batch; here everything may."""
+        return [""] * len(rows)
+
+    # Survival
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}, and everything after it would be "
+                "lost. Lower learning_rate or max_grad_norm, or train in bf16 or float32 instead of fp16; --resume "
+                "goes on from the last checkpoint, which is sound."
+            )
+        return loss
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The main process now writes trainer_state.json, which tells a whole checkpoint from a part of one.
+        self.accelerator.wait_for_everyone()
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        if self.card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            Path(self.args.output_dir, "README.md").write_text(self.card, encoding="utf-8")
+
+    # Validation
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        collator = self.data_collator
+        self.data_collator = collator.plain()
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = scores(self.answers(self.eval_dataset))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    def answers(self, rows: Dataset) -> dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]:
+        """Ask the model about all rows; the processes share the work.
+
+        Returns:
+            `dict`: By task a list of `(codes, labels, values)`, the arrays of shape `(samples, units)`.
+        """
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for number, (task, codes) in enumerate(zip(rows["task"], rows["action_units"], strict=True)):
+            groups[task, tuple(codes)].append(number)
+        model, found = self.core(), []
+        training = model.training
+        model.eval()
+        for (task, codes), numbers in groups.items():
+            grammar = self.processing_class.grammar(task, list(codes))
+            mine = numbers[self.args.process_index :: self.args.world_size]
+            for start in range(0, len(mine), self.args.eval_batch_size):
+                batch = rows[mine[start : start + self.args.eval_batch_size]]
+                crops = [images[0] for images in batch["images"]]
+                inputs = self.processing_class(images=crops, task=task, action_units=list(codes))
+                with self.compute_loss_context_manager():
+                    values = model.recognize(**inputs, grammar=grammar).values
+                found.append((task, codes, np.array(batch["labels"], float), values.float().cpu().numpy()))
+        model.train(training)
+        joined: dict[tuple, list] = defaultdict(list)
+        for task, codes, labels, values in gather_object(found):
+            joined[task, codes].append((labels, values))
+        answers: dict[str, list] = defaultdict(list)
+        for (task, codes), parts in sorted(joined.items()):
+            labels, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            answers[task].append((list(codes), labels, values))
+        return answers
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells sampler and collator which epoch begins; through Accelerate's wrappers it does not reach them reliably."""
+
+    def __init__(self, trainer: AuLlavaTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        epoch = int(state.epoch or 0)
+        self.trainer.sampler.set_epoch(epoch)
+        self.trainer.data_collator.epoch = epoch
+
+
+def scores(answers: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -> dict[str, float]:
+    """Mean F1 or MAE over Action Units for each task, and one number to compare checkpoints by.
+
+    Args:
+        answers (`dict`): From [`AuLlavaTrainer.answers`].
+
+    Returns:
+        `dict`: `detection_f1` (0 to 1), or `TASK_mae` in the task's own range, for each task; `score` (0 to 1), the
+        mean over the tasks of F1 and of 1 - MAE / range. Unknown labels are left out; a unit that is neither present
+        nor found has F1 0.
+
+    Example:
+
+    >>> labels, values = np.array([[1.0, 0.0], [1.0, np.nan]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> scores({"detection": [(["AU1", "AU2"], labels, values)]})["detection_f1"]
+    0.3333
+    """
+    found, parts = {}, []
+    for task, sets in answers.items():
+        low, *_, high = get_task(task).values
+        detection = len(get_task(task).values) == 2
+        units = []
+        for _, labels, values in sets:
+            for label, value in zip(labels.T, values.T, strict=True):
+                seen = ~np.isnan(label)
+                if detection and seen.any():
+                    units.append(float(f1_score(label[seen], value[seen], zero_division=0)))
+                elif seen.any():
+                    units.append(float(np.abs(label[seen] - value[seen]).mean()))
+        mean = float(np.mean(units))
+        found[f"{task}_{'f1' if detection else 'mae'}"] = round(mean, 4)
+        parts.append(mean if detection else 1 - mean / (high - low))
+    return found | {"score": round(float(np.mean(parts)), 4)}
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest whole checkpoint; what a killed run left half-written is passed over.
+
+    `trainer_state.json` is written last, so a folder in which it can be read is whole.
+
+    Args:
+        output_dir: The run's folder.
+    """
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, as Python, torch and safetensors each say it."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left" in str(error) or "os error 28" in str(error)

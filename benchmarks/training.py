@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -111,18 +112,23 @@ def make_rows(questions: tuple[str, ...], count: int) -> Dataset:
     return Dataset.from_list(rows, features=FEATURES)
 
 
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
+def matmul_rate(device: str, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
     """Operations a second of the machine's best large matrix multiplication."""
     size = 8192 if device == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(20 if device == "cuda" else 8):
         wait(device)
-        start = time.perf_counter()
+        start = clock()
         left @ right
         wait(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2 * size**3 / best
+
+
+def clock(args: argparse.Namespace) -> Callable[[], float]:
+    """What time is told by."""
+    return time.process_time if args.processor_time else time.perf_counter
 
 
 def wait(device: str) -> None:
@@ -155,14 +161,14 @@ def attention_backward(gradient: tuple, query: tuple, key: tuple, value: tuple, 
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of each optimizer step, data included, and the most memory that the GPU gave out."""
+    """Seconds of each optimizer step, data included."""
 
-    def __init__(self, device: str):
-        self.device, self.times = device, [time.perf_counter()]
+    def __init__(self, device: str, clock: Callable[[], float]):
+        self.device, self.clock, self.times = device, clock, [clock()]
 
     def on_step_end(self, args, state, control, **kwargs):
         wait(self.device)
-        self.times.append(time.perf_counter())
+        self.times.append(self.clock())
 
     def seconds(self) -> float:
         """The median step, without the first ones, in which memory is taken and kernels are chosen."""
@@ -182,7 +188,7 @@ def measure(way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, 
         model = AuLlavaForConditionalGeneration._from_config(copy.deepcopy(config), dtype=dtype)
     settings = {"bf16": True, "gradient_checkpointing": False} | dict(way.settings)
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, clock(args))
     trainer = way.trainer(
         model=model,
         args=SFTConfig(
@@ -243,6 +249,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     parser.add_argument("--ways", help="only the ways whose name holds this")
     parser.add_argument("--quick", action="store_true", help="the tiny pair and few steps; no torch.compile")
+    parser.add_argument(
+        "--processor_time", action="store_true", help="count this process's seconds on the CPU: for a busy machine"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     if args.quick:
@@ -257,7 +266,9 @@ def main() -> None:
     processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
     config = pair_config(args.pair, processor)
     processor.patch_size = round(224 / config.image_seq_length**0.5)
-    rates = {True: matmul_rate(device, torch.bfloat16), False: matmul_rate(device, torch.float32)}
+    rates = {
+        half: matmul_rate(device, torch.bfloat16 if half else torch.float32, clock(args)) for half in (True, False)
+    }
     print(f"{args.pair}, batch {args.batch}, {device}; matrix multiplication: "
           f"{rates[True] / 1e12:.3f} TFLOP/s in bfloat16, {rates[False] / 1e12:.3f} in float32")  # fmt: skip
     print("| way | samples/s | tokens a sample | tokens/s | peak memory, GB | TFLOP a sample | TFLOP/s | MFU |")
@@ -295,9 +306,18 @@ def main() -> None:
             f"{row['flops_per_second'] / 1e12:.3f} | {row['mfu']:.1%} |", flush=True,
         )  # fmt: skip
     if args.json:
-        facts = {"pair": args.pair, "batch": args.batch, "steps": args.steps, "device": device,
-                 "torch": torch.__version__, "threads": torch.get_num_threads(),
-                 "matmul_bf16": rates[True], "matmul_float32": rates[False], "rows": rows}  # fmt: skip
+        facts = {
+            "pair": args.pair,
+            "batch": args.batch,
+            "steps": args.steps,
+            "processor_time": args.processor_time,
+            "device": device,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "matmul_bf16": rates[True],
+            "matmul_float32": rates[False],
+            "rows": rows,
+        }
         if device == "cuda":
             facts["gpu"] = torch.cuda.get_device_name()
         print(json.dumps(facts))

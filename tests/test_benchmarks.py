@@ -114,7 +114,7 @@ def test_what_the_papers_pair_holds_at_rest():
 
 
 def test_training_is_measured(tmp_path):
-    args = argparse.Namespace(pair="tiny", batch=2, steps=2, workers=0)
+    args = argparse.Namespace(pair="tiny", batch=2, steps=2, workers=0, processor_time=False)
     processor = AuLlavaProcessor.from_pretrained(ROOT)
     config = training.pair_config("tiny", processor)
     processor.patch_size = 28

@@ -38,28 +38,28 @@ def start_projector(model: AuLlavaForConditionalGeneration, heads: dict, images:
 
 @torch.no_grad()
 def start_language_model(model: AuLlavaForConditionalGeneration, images: torch.Tensor) -> None:
-    """Let one attention head of the first layer look at the image and pass on what the heads read from it.
+    """Let one attention head of the first layer look at the image alone, and pass on what the heads read from it.
 
     An image is 16 tokens among some 500 of text, so attention that begins evenly spread hardly sees it. Two spare
     dimensions mark image and text; a query of text meets a key of image in the pair of dimensions that rotary position
-    embedding turns the least.
+    embedding turns the least. What is passed on is about as loud as a word: louder, it drowns which unit is asked for.
     """
     projector, layer = model.model.multi_modal_projector, model.model.language_model.layers[0].self_attn
     size, read = layer.head_dim, min(layer.head_dim, len(projector.weight) - 2)
     text, image = len(projector.weight) - 2, len(projector.weight) - 1
-    features = model.get_image_features(images[:64]).pooler_output
-    scale = torch.stack(features).pow(2).mean().sqrt()
+    features = torch.stack(model.get_image_features(images[:64]).pooler_output)
+    scale = features.pow(2).mean().sqrt()
     projector.weight[[text, image]] = 0
     projector.bias[text], projector.bias[image] = 0, 3 * scale
     words = model.get_input_embeddings().weight
-    words.mul_(10)  # as loud as what the head passes on
+    words.mul_(10)
     words[:, text], words[:, image] = 4 * words.std(), 0
     for part, marker in ((layer.q_proj, text), (layer.k_proj, image)):
         part.weight[size // 2 - 1] = 0
-        part.weight[size // 2 - 1, marker] = 1.6
+        part.weight[size // 2 - 1, marker] = 3.2
     layer.v_proj.weight[:size] = 0
     layer.o_proj.weight[:, :size] = 0
-    layer.v_proj.weight[:read, :read] = torch.eye(read) * scale
+    layer.v_proj.weight[:read, :read] = torch.eye(read) * scale * 0.3
     layer.o_proj.weight[:read, :read] = torch.eye(read)
 
 

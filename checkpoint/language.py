@@ -1,27 +1,35 @@
-"""Stage 3 of the default checkpoint: the language model learns which Action Unit each place of an answer stands for.
+"""Stage 3 of the default checkpoint: reading lessons for the language model.
 
-A language model pretrained elsewhere knows how to find its way in a list; this one begins from random weights, and the
-pictures alone teach it that so slowly that it settles on how often each unit occurs. Here it reads questions with
-random answers, and a probe on its middle layer, thrown away afterwards, has to name the unit at each place.
+A language model pretrained elsewhere knows how to find its way in a list; this one begins from random weights, and
+pictures alone teach it that so slowly that it settles on how often each unit occurs. So before it meets pictures it
+answers questions about image tokens whose first dimensions hold the exact activations, where the projector starts with
+the encoder's estimates of them; and a probe on its first layer, thrown away afterwards, has to name the unit that each
+place of the answer stands for.
 
     python -m checkpoint.language --model runs/start --data_dir data/synthetic --output_dir runs/language
 """
 
 import argparse
+import os
 import random
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import DynamicCache, get_cosine_schedule_with_warmup, set_seed
+from transformers import DynamicCache, set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.action_units import PRESETS, TASKS, get_task, select, write_answer
-from checkpoint.pretrain import middle, read_shards
+from au_llava.action_units import PRESETS, TASKS, select, write_answer
+from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
+from checkpoint.pretrain import UNITS, middle, read_shards
 
 
 CODES = [*dict.fromkeys(code for codes in PRESETS.values() for code in codes)]
+DEPTH = 1  # the layer after which a place has to know its unit; those above look up what the picture says of it
+NOISE = 0.3  # in each image token, in standard deviations of an activation
 
 
 def places(answer: torch.Tensor, separators: list[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +54,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -56,56 +64,77 @@ def main() -> None:
     model = AuLlavaForConditionalGeneration.from_pretrained(args.model)
     processor = AuLlavaProcessor.from_pretrained(args.model)
     files = sorted(Path(args.data_dir).glob("train-*.parquet"))
+    columns = ["facs", "levels", "occurrences", "feafa"]
+    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
+    activations = torch.tensor([row["facs"] + row["feafa"] for row in rows])
+    activations = (activations - activations.mean(0)) / activations.std(0).clamp(min=1e-3)
     with torch.no_grad():
         faces = torch.stack(model.get_image_features(middle(read_shards(files, 64)["images"])).pooler_output)
     language = model.model.language_model
-    # Where a place has to know its unit, so that the layers above can look up what the picture says of it.
-    depth = language.config.num_hidden_layers // 2
     probe = nn.Linear(language.config.hidden_size, len(CODES))
-    weights = [*language.parameters(), *probe.parameters()]
+    weights = [*language.parameters(), *model.lm_head.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * args.steps), args.steps)
     separators = processor.tokenizer.convert_tokens_to_ids(["[", ","])
+    state_file, first = Path(args.output_dir) / "lessons.pt", 0
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        probe.load_state_dict(state["probe"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    state_file.parent.mkdir(parents=True, exist_ok=True)
 
-    hits: list[float] = []
-    bar = tqdm(range(args.steps), desc="places", unit="step", mininterval=5)
+    losses: dict[str, list[float]] = {task: [] for task in TASKS}
+    bar = tqdm(range(first, args.steps), desc="lessons", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
+        random.seed(1000 * args.seed + step)
+        for group in optimizer.param_groups:
+            half = (1 + np.cos(np.pi * step / args.steps)) / 2
+            group["lr"] = args.learning_rate * min(1, (step + 1) / 50) * max(half, 0.02)
         task = random.choice(list(TASKS))
-        units = select(None, task)
-        values = [[random.choice(get_task(task).values) for _ in units] for _ in range(args.batch_size)]
-        user = processor.messages(task)
-        before = processor.tokenizer(processor.prompt(task), add_special_tokens=False)["input_ids"]
-        texts = [
-            processor.apply_chat_template([*user, {"role": "assistant", "content": write_answer(row, task, units)}])
-            for row in values
-        ]
-        rows = torch.tensor(processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        units, chosen = select(None, task), random.choices(range(len(rows)), k=args.batch_size)
+        user, prompt = processor.messages(task), processor.prompt(task)
+        before = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        answers = []
+        for labels in (labels_of(rows[index], task) for index in chosen):
+            text = write_answer([labels[unit.code] for unit in units], task, units)
+            answers.append(
+                processor.apply_chat_template([*user, {"role": "assistant", "content": text}])[len(prompt) :]
+            )
+        answer = torch.tensor(processor.tokenizer(answers, add_special_tokens=False)["input_ids"])
         image = before.index(processor.image_token_id)
-        after = torch.cat([torch.tensor(before[image + 1 :]).expand(len(rows), -1), rows[:, len(before) :]], 1)
-        number, inside = places(rows[:, len(before) :], separators, len(units))
+        after = torch.cat([torch.tensor(before[image + 1 :]).expand(len(answer), -1), answer], 1)
+        number, inside = places(answer, separators, len(units))
         units_at = torch.tensor([CODES.index(unit.code) for unit in units])[number]
+        seen = faces[torch.randint(len(faces), (len(answer),))].clone()
+        exact = activations[chosen][:, None]
+        seen[:, :, :UNITS] = exact + NOISE * torch.randn(*seen.shape[:2], UNITS)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cache = DynamicCache(config=language.config)
-            language(input_ids=rows[:1, :image], past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(rows))
-            seen = faces[torch.randint(len(faces), (len(rows),))]
+            language(input_ids=torch.tensor([before[:image]]), past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(answer))
             embeddings = torch.cat([seen, language.embed_tokens(after)], 1)
-            states = language(inputs_embeds=embeddings, past_key_values=cache, output_hidden_states=True).hidden_states
-            guesses = probe(nn.functional.rms_norm(states[depth][:, -number.shape[1] :], states[depth].shape[-1:]))
-        guesses = guesses.float()[inside]
-        loss = nn.functional.cross_entropy(guesses, units_at[inside])
+            output = language(inputs_embeds=embeddings, past_key_values=cache, output_hidden_states=True)
+            logits = model.lm_head(output.last_hidden_state[:, -answer.shape[1] - 1 : -1])
+            state = output.hidden_states[DEPTH][:, -answer.shape[1] :]
+            named = probe(nn.functional.rms_norm(state, state.shape[-1:]))
+        answer_loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), answer)
+        loss = answer_loss + nn.functional.cross_entropy(named.float()[inside], units_at[inside])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        schedule.step()
-        hits.append((guesses.argmax(-1) == units_at[inside]).float().mean().item())
+        losses[task].append(answer_loss.item())
         if step % 20 == 0:
-            recent = hits[-20:]
-            bar.set_postfix(named=f"{sum(recent) / len(recent):.0%}")
+            right = (named.argmax(-1) == units_at)[inside].float().mean().item()
+            means = {name: f"{np.mean(values[-20:]):.3f}" for name, values in losses.items() if values}
+            bar.set_postfix(named=f"{right:.0%}", **means)
+        if step % 200 == 199:
+            state = {"model": model.state_dict(), "probe": probe.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(state | {"step": step + 1}, state_file.with_suffix(".tmp"))
+            os.replace(state_file.with_suffix(".tmp"), state_file)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
-    print(f"Of the last 20 questions' places, {sum(hits[-20:]) / 20:.1%} were named. Saved to {args.output_dir}.")
 
 
 if __name__ == "__main__":

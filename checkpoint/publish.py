@@ -17,6 +17,8 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 FILES = (
     "chat_template.jinja",
     "config.json",
+    "decision.json",
+    "decision_template.jinja",
     "generation_config.json",
     "model.safetensors",
     "processor_config.json",

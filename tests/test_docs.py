@@ -31,6 +31,7 @@ ELSEWHERE = {
     "docs/data.md": "tests/test_bp4d.py, test_disfa.py, test_feafa.py, test_preparation.py",
     "docs/evaluation.md": "tests/test_evaluation.py",
     "docs/synthetic_faces.md": "tests/test_synthetic_faces.py",
+    "docs/training.md": "tests/test_training.py, test_training_script.py",
 }
 HERE = [page for page in PAGES if page not in ELSEWHERE]
 
@@ -82,8 +83,14 @@ def run_line(line: str, folder: str, monkeypatch) -> None:
         assert Path(arguments[arguments.index("--output") + 1]).is_file()
 
 
+@pytest.fixture(scope="module")
+def ran():
+    """The lines that were run: once for all pages is enough."""
+    return set()
+
+
 @pytest.mark.parametrize("page", HERE)
-def test_a_page_s_blocks_run(page, place, tiny_folder, monkeypatch, capsys):
+def test_a_page_s_blocks_run(page, place, tiny_folder, ran, monkeypatch, capsys):
     monkeypatch.chdir(place)
     names: dict = {}
     for number, (language, text) in enumerate(blocks(page), 1):
@@ -93,8 +100,10 @@ def test_a_page_s_blocks_run(page, place, tiny_folder, monkeypatch, capsys):
             exec(compile(text, f"{page}, block {number}", "exec"), names)
         else:
             for line in commands(text):
-                if not line.startswith("torchrun "):  # test_cli.py: test_two_processes_make_the_table_of_one
+                # What torchrun does is tested in test_cli.py: test_two_processes_make_the_table_of_one.
+                if line not in ran and not line.startswith("torchrun "):
                     run_line(line, tiny_folder, monkeypatch)
+                    ran.add(line)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -112,8 +121,8 @@ def exists(words: list[str]) -> bool:
     name, *arguments = words
     if name == "au-llava":
         return takes("au_llava", arguments)
-    if name == "python":
-        return (ROOT / arguments[0]).is_file()
+    if name in ("python", "accelerate", "torchrun"):
+        return all((ROOT / word).is_file() for word in words if word.endswith((".py", ".yaml")))
     if name == "make":
         return all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in arguments)
     return name in ("find", "srun", "pip", "git")

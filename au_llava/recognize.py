@@ -163,7 +163,8 @@ def _do_video(journal: Journal, pipe, name: str, asked: list[Question], argument
 def _video_bar(video, per_second: float | None) -> tqdm:
     """Progress in frames that are looked at: so many a second, and the time left."""
     share = min(1.0, per_second / video.rate) if per_second else 1.0
-    return tqdm(desc=video.path, total=math.ceil(video.count * share) or None, unit="frame", disable=None)
+    quiet = None if PartialState().is_main_process else True
+    return tqdm(desc=video.path, total=math.ceil(video.count * share) or None, unit="frame", disable=quiet)
 
 
 def _show_video(journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: list[str]) -> None:

@@ -13,6 +13,7 @@ MODULES = [
     "au_llava.processing_au_llava",
     "au_llava.face_alignment",
     "au_llava.drawing",
+    "au_llava.smoothing",
     "au_llava.datasets_scripts.augmentation",
     "au_llava.datasets_scripts.collator",
     "au_llava.datasets_scripts.instructions",

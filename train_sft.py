@@ -27,7 +27,7 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import add_code, assemble, check_push, make_card, merge, trained_on
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
-from au_llava.datasets_scripts.instructions import Question
+from au_llava.datasets_scripts.instructions import Question, relations_in
 from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
@@ -78,6 +78,9 @@ class AuLlavaArguments:
     )
     shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})
     subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
+    relations: bool = field(
+        default=False, metadata={"help": "Tell in T which Action Units go together in the training data."}
+    )
     neutral: float = field(
         default=0.0, metadata={"help": "Share of answers (0 to 1) with hidden digits, for the parallel read-out."}
     )
@@ -220,7 +223,7 @@ def main() -> None:
     collator = QuestionCollator(
         DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True),
         Augmentation() if arguments.augment else None,
-        Question(shuffle=arguments.shuffle, subset=arguments.subset),
+        Question(arguments.shuffle, arguments.subset, relations_in(train) if arguments.relations else None),
         NeutralDraft(processor, arguments.neutral) if arguments.neutral else None,
         targets,
         training.seed,

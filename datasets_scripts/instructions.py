@@ -20,7 +20,7 @@ from itertools import permutations
 import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset, List, Value, interleave_datasets
 
-from ..action_units import ActionUnit, describe, known, select, write_answer
+from ..action_units import ActionUnit, describe, get_task, known, select, write_answer
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -104,6 +104,22 @@ def learn_relations(
         or (phi[a, b] <= -least_negative and (share[a, b], a) < (share[b, a], b))
     ]
     return Relations(tuple(sorted(links, key=lambda link: -abs(link[3]))))
+
+
+def relations_in(rows: Dataset) -> Relations:
+    """How all Action Units of some rows go together; a unit is present above the task's least value.
+
+    Args:
+        rows (`Dataset`): Of training subjects only.
+    """
+    rows = rows.select_columns(["task", "action_units", "labels"])
+    codes = sorted({code for units in rows["action_units"] for code in units})
+    place, present = {code: number for number, code in enumerate(codes)}, np.full((len(rows), len(codes)), np.nan)
+    for frame, row in enumerate(rows):
+        values, low = np.array(row["labels"]), get_task(row["task"]).values[0]
+        columns = [place[code] for code in row["action_units"]]
+        present[frame, columns] = np.where(np.isnan(values), np.nan, values > low)
+    return learn_relations(present, codes, active_from=1)
 
 
 @dataclass(frozen=True)

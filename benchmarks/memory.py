@@ -30,6 +30,19 @@ NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 LIVE, BUCKETS = 1_000_000_000, 2 * 500_000_000
 
 
+ALONE, SPREAD = ("single", "ddp"), ("fsdp2", "zero2", "zero3")
+WAYS = (
+    ("lora", "plain", False, ALONE + SPREAD),
+    ("lora", "shared prefix", False, ALONE + SPREAD),
+    ("lora", "plain", True, ALONE + SPREAD),
+    ("qlora", "plain", False, ALONE),
+    ("qlora", "plain", True, ALONE),
+    ("full", "plain", True, ALONE),
+    ("full", "plain", False, SPREAD),
+    ("full", "plain", True, SPREAD),
+)
+
+
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of tensors made under it: alive now (`live`) and at most (`peak`)."""
 
@@ -173,48 +186,47 @@ def held(sizes: Sizes, tuning: str, strategy: str, processes: int) -> float:
         strategy (`str`): `single`, `ddp`, `fsdp2`, `zero2` or `zero3`; the files of `recipes/accelerate/`.
         processes (`int`): GPUs that share the work.
 
-    Frozen weights are bfloat16. LoRA's weights, their gradients and AdamW's two moments are float32 (16 bytes a
-    weight). `full` on one GPU and under DDP is bfloat16 throughout (8 bytes); FSDP2 under Accelerate raises trained
-    weights to float32 (16 bytes, spread); DeepSpeed keeps weights and gradients in bfloat16 beside a float32 copy
-    and the moments (16 bytes; ZeRO-2 spreads all but the weights, ZeRO-3 all).
+    Frozen weights are bfloat16. Trained ones are float32 in `train_sft.py`, as are their gradients and AdamW's two
+    moments: 16 bytes a weight. On one GPU and under DDP, computing in bfloat16 keeps a copy of 2 bytes more. FSDP2
+    spreads all 16; DeepSpeed keeps weights and gradients in bfloat16 beside a float32 copy and the moments, again 16
+    bytes, of which ZeRO-2 spreads all but the weights, and ZeRO-3 all.
     """
     frozen, learnt = 2.0 * sizes.frozen, float(sizes.learnt)
     if tuning == "qlora":
         frozen -= (2 - NF4) * sizes.linear
-    bucket = (2 if tuning == "full" else 4) * learnt  # DDP's copy of the gradients, on its way to the others
-    each = 8 if tuning == "full" else 16
+    buckets = 2 * min(BUCKETS, 2 * learnt)
     return {
-        "single": frozen + each * learnt,
-        "ddp": frozen + each * learnt + bucket,
+        "single": frozen + 18 * learnt,
+        "ddp": frozen + 18 * learnt + 4 * learnt,  # a second copy of the gradients, on its way to the others
         # This layer and the next one are gathered, in the precision of computing, and one layer's gradients.
         "fsdp2": (frozen + 16 * learnt) / processes + 2 * (3 * sizes.layer + sizes.ends),
-        "zero2": frozen + 2 * learnt + 14 * learnt / processes + 2 * min(BUCKETS, 2 * learnt),
-        "zero3": (frozen + 16 * learnt) / processes + 2 * LIVE + 2 * min(BUCKETS, 2 * learnt),
+        "zero2": frozen + 2 * learnt + 14 * learnt / processes + buckets,
+        "zero3": (frozen + 16 * learnt) / processes + 2 * LIVE + buckets,
     }[strategy]
 
 
 def table(processes: int, text: int, answer: int) -> list[dict]:
     """A row for each way of training: bytes at rest, bytes a sample, and the largest batch that each GPU takes."""
     rows = []
-    ways = [("lora", shared, checkpointing) for shared, checkpointing in ((0, 0), (0, 1), (1, 0))]
-    for tuning, shared, checkpointing in [*ways, ("full", 0, 0), ("full", 0, 1)]:
-        model = build(AuLlavaConfig(), tuning == "lora", bool(checkpointing))
-        one, two = (activations(model, batch, text, answer, bool(shared)) for batch in (1, 2))
-        sizes, sample = Sizes.of(model), two - one
-        for kind in ("lora", "qlora") if tuning == "lora" else ("full",):
-            for strategy in ("single", "ddp") if kind == "qlora" else ("single", "ddp", "fsdp2", "zero2", "zero3"):
-                rest = held(sizes, kind, strategy, processes) + one - sample + OVERHEAD
-                rows.append(
-                    {
-                        "tuning": kind,
-                        "path": "shared prefix" if shared else "plain",
-                        "checkpointing": bool(checkpointing),
-                        "strategy": strategy,
-                        "fixed_bytes": rest,
-                        "sample_bytes": sample,
-                        "batch": {gpu: max(0, int((gpu * 1e9 - rest) // sample)) for gpu in GPUS},
-                    }
-                )
+    for tuning, path, checkpointing, strategies in WAYS:
+        # With float32 weights the sums that run through the layers are float32, too.
+        dtype = torch.float32 if tuning == "full" and "single" in strategies else torch.bfloat16
+        model = build(AuLlavaConfig(), tuning != "full", checkpointing, dtype)
+        one, two = (activations(model, batch, text, answer, path == "shared prefix") for batch in (1, 2))
+        sample = two - one
+        for strategy in strategies:
+            rest = held(Sizes.of(model), tuning, strategy, processes) + one - sample + OVERHEAD
+            rows.append(
+                {
+                    "tuning": tuning,
+                    "path": path,
+                    "checkpointing": checkpointing,
+                    "strategy": strategy,
+                    "fixed_bytes": rest,
+                    "sample_bytes": sample,
+                    "batch": {gpu: max(0, int((gpu * 1e9 - rest) // sample)) for gpu in GPUS},
+                }
+            )
     return rows
 
 

@@ -1,0 +1,71 @@
+import argparse
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from au_llava import default_checkpoint
+from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row, relations_in
+from benchmarks import comparisons
+
+
+def scores(first: float) -> dict[str, float]:
+    return {f"{task} {title}": first for task, kinds in comparisons.SCORES.items() for title, _, _ in kinds}
+
+
+def test_a_difference_within_the_noise_of_seeds_is_not_marked():
+    results = {
+        "the recipe": [scores(0.50), scores(0.52)],
+        "a little other": [scores(0.52), scores(0.54)],
+        "much more": [scores(0.80), scores(0.82)],
+    }
+    # Each pair of seeds spreads by 0.02, a deviation of 0.0141; two means of two differ by chance by up to 0.0283.
+    assert comparisons.noise(results)["detection F1"] == pytest.approx(0.0283, abs=1e-4)
+    lines = comparisons.table(results).splitlines()
+    assert "better" not in lines[3] and "worse" not in lines[3]
+    assert lines[4].count("**better**") == 4 and lines[4].count("**worse**") == 2  # more error is worse
+    assert "0.028" in lines[5]
+
+
+def test_one_seed_alone_says_nothing():
+    assert "better" not in comparisons.table({"the recipe": [scores(0.1)], "other": [scores(0.9)]})
+
+
+def test_a_stored_run_is_not_repeated(tmp_path):
+    args = argparse.Namespace(output=str(tmp_path))
+    way = list(comparisons.WAYS)[2]
+    folder = tmp_path / "2-1"
+    folder.mkdir()
+    (folder / "scores.json").write_text(json.dumps(scores(0.25)))
+    assert comparisons.run(way, 1, args) == scores(0.25)
+
+
+def test_a_model_is_scored_on_rendered_faces():
+    rows = comparisons.read_rows("synthetic:?split=test", ("detection:AU6,AU12", "intensity:FEAFA1"), 3)
+    found = comparisons.score(default_checkpoint(), rows, None)
+    assert found.keys() == {"detection F1", "detection ROC-AUC", "intensity MAE", "intensity ICC"}
+    assert all(np.isfinite(value) for value in found.values()) and 0 <= found["intensity MAE"] <= 1
+
+
+def test_every_way_is_made_of_the_recipes_fields():
+    from train_sft import AuLlavaArguments
+
+    fields = AuLlavaArguments.__dataclass_fields__
+    for options in comparisons.WAYS.values():
+        assert all(name.removeprefix("--") in fields for name in options[::2])
+    assert (ROOT / "recipes/checkpoint.yaml").is_file()
+
+
+def test_relations_are_pooled_over_tasks():
+    from datasets import Dataset
+
+    rows = []
+    for number in range(40):
+        smile = number % 2
+        for task, top in (("detection", 1.0), ("intensity_level", 3.0)):
+            labels = {"AU6": top * smile, "AU12": top * smile, "AU4": float(number % 4 == 0)}
+            origin = {"dataset": "made", "subject": "", "sequence": "", "frame": number}
+            rows.append(make_row(None, labels, task, instruct(labels, task), **origin) | {"images": []})
+    found = relations_in(Dataset.from_list(rows, features=FEATURES))
+    assert found.links[0][:3] == ("AU6", "AU12", 1.0) or found.links[0][:3] == ("AU12", "AU6", 1.0)

@@ -4,6 +4,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import DynamicCache
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .losses import AnswerTrainer
 
@@ -15,14 +16,19 @@ class SharedPrefixTrainer(AnswerTrainer):
     alike, and what they share does not depend on the image. Loss and gradients are those of the plain path.
 
     Args:
-        kwargs: As for `SFTTrainer`, with rows of `instructions.FEATURES`. Gradient checkpointing must be off, for it
-            keeps no cache.
+        kwargs: As for `SFTTrainer`, with rows of `instructions.FEATURES`.
+
+    Raises:
+        ValueError: Gradient checkpointing is on, which keeps no cache; or FSDP or ZeRO-3 spread the weights, which
+            would take a layer's weights away before the gradients of the cached keys and values have come back to it.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.gradient_checkpointing:
             raise ValueError("A shared prefix needs the cache: set gradient_checkpointing to false.")
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ValueError("A shared prefix needs whole weights on each GPU: use DDP or ZeRO-2, not FSDP or ZeRO-3.")
         core = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         core.model.register_forward_pre_hook(compute_prefix, with_kwargs=True)
 
@@ -51,7 +57,7 @@ PER_TOKEN = ("input_ids", "labels", "token_weights", "soft_targets")
 def compute_prefix(model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Before the model's forward pass: put the keys and values of `prefix_ids` `(1, tokens)` into its cache.
 
-    It runs inside the wrapped model's own forward pass, so mixed precision, DDP and FSDP see one pass.
+    It runs inside the wrapped model's own forward pass, so mixed precision and DDP see one pass.
     """
     prefix = kwargs.pop("prefix_ids", None)
     if prefix is not None:

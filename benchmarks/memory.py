@@ -33,7 +33,7 @@ LIVE, BUCKETS = 1_000_000_000, 2 * 500_000_000
 ALONE, SPREAD = ("single", "ddp"), ("fsdp2", "zero2", "zero3")
 WAYS = (
     ("lora", "plain", False, ALONE + SPREAD),
-    ("lora", "shared prefix", False, ALONE + SPREAD),
+    ("lora", "shared prefix", False, (*ALONE, "zero2")),  # see SharedPrefixTrainer
     ("lora", "plain", True, ALONE + SPREAD),
     ("qlora", "plain", False, ALONE),
     ("qlora", "plain", True, ALONE),

@@ -6,6 +6,7 @@ from conftest import tiny_model
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -110,6 +111,31 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_path(change, monkeypa
     # The prefix, too, is computed in mixed precision, and its keys then serve the batch of four.
     keys, mixed_precision = kept[0]
     assert mixed_precision and len(keys) == 4 and keys.shape[2] > 300
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_gets_the_gradients_of_the_plain_path(tokenizer, processor, rows, process_group):
+    """Both passes lie inside the wrapper's one forward pass, so that its hooks see each gradient once and whole."""
+    own = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    collate = QuestionCollator(DataCollatorForVisionLanguageModeling(own, completion_only_loss=True))
+    batch = dict(collate(copy.deepcopy(rows[:4])))
+    plain, model = tiny_model(copy.deepcopy(tokenizer)), tiny_model(copy.deepcopy(tokenizer))
+    plain(**batch).loss.backward()
+
+    model.model.register_forward_pre_hook(shared_prefix.compute_prefix, with_kwargs=True)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    ids, shared = batch.pop("input_ids"), 300
+    batch |= {"input_ids": ids[:, shared:], "prefix_ids": ids[:1, :shared], "labels": batch["labels"][:, shared:]}
+    wrapped(**batch, use_cache=False).loss.backward()
+    found = dict(model.named_parameters())
+    for name, weight in plain.named_parameters():
+        torch.testing.assert_close(found[name].grad, weight.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_shares_come_from_the_rows(rows):

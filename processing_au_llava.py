@@ -9,47 +9,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .action_units import ActionUnit, describe, get_task, select
 from .face_alignment import CROP_SIZE, open_image
 from .readout_au_llava import AnswerGrammar, Recognition
-
-
-_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-_CONTENT = {
-    "image_first": "{{ images(message) }}{{ text(message) }}",
-    "text_first": "{{ text(message) }}{{ images(message) }}",
-}
-# The Vicuna v1.5 chat layout. The answer and its end-of-sequence token are what training puts the loss on.
-_CHAT_TEMPLATE = """\
-{%%- macro images(message) -%%}
-{%%- if message['content'] is not string -%%}
-{%%- for part in message['content'] if part['type'] == 'image' -%%}%(image)s{%%- endfor -%%}
-{%%- endif -%%}
-{%%- endmacro -%%}
-{%%- macro text(message) -%%}
-{%%- if message['content'] is string -%%}{{ message['content'] }}
-{%%- else -%%}{%%- for part in message['content'] if part['type'] == 'text' -%%}{{ part['text'] }}{%%- endfor -%%}
-{%%- endif -%%}
-{%%- endmacro -%%}
-{{- bos_token -}}
-{%%- if messages[0]['role'] == 'system' -%%}{{ text(messages[0]) }}{%%- else -%%}%(system)s{%%- endif -%%}
-{%%- for message in messages -%%}
-{%%- if message['role'] == 'user' -%%}{{ ' USER: ' }}%(content)s
-{%%- elif message['role'] == 'assistant' -%%}
-{{ ' ASSISTANT:' }}{%% generation %%}{{ ' ' + text(message) + eos_token }}{%% endgeneration %%}
-{%%- endif -%%}
-{%%- endfor -%%}
-{%%- if add_generation_prompt -%%}{{ ' ASSISTANT:' }}{%%- endif -%%}
-"""
-CHAT_TEMPLATES = {
-    layout: _CHAT_TEMPLATE
-    % {
-        "system": _SYSTEM,
-        "image": "<image>{{ '\\n' }}" if layout == "image_first" else "{{ '\\n' }}<image>",
-        "content": content,
-    }
-    for layout, content in _CONTENT.items()
-}
+from .templates_au_llava import CHAT_TEMPLATES, write_decision_files
 
 
 class AuLlavaProcessor(LlavaProcessor):
@@ -135,6 +95,11 @@ class AuLlavaProcessor(LlavaProcessor):
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         tokenizer.padding_side = "left"
         return cls(image_processor, tokenizer, patch_size=patch_size, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Write the processor, its code, and the decision pipeline's two files into a folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_decision_files(self, save_directory)
 
     @property
     def image_tokens(self) -> int:

@@ -102,7 +102,10 @@ def test_a_saved_folder_holds_code_weights_and_no_pickle(saved):
         "chat_template.jinja",
         "config.json",
         "configuration_au_llava.py",
+        "evidence_au_llava.py",
         "face_alignment.py",
+        "decision.json",
+        "decision_template.jinja",
         "generation_config.json",
         "grammar_au_llava.py",
         "model.safetensors",
@@ -111,6 +114,7 @@ def test_a_saved_folder_holds_code_weights_and_no_pickle(saved):
         "processing_au_llava.py",
         "processor_config.json",
         "readout_au_llava.py",
+        "templates_au_llava.py",
         "tokenizer.json",
     } <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
@@ -135,7 +139,8 @@ def test_hub_files_import_only_what_every_user_has():
 
     allowed = {"torch", "transformers", "huggingface_hub", "numpy", "PIL", *sys.stdlib_module_names}
     for name in ("action_units", "configuration_au_llava", "face_alignment", "modeling_au_llava", "pipeline_au_llava",
-                 "processing_au_llava", "readout_au_llava", "grammar_au_llava"):  # fmt: skip
+                 "processing_au_llava", "readout_au_llava", "grammar_au_llava",
+                 "templates_au_llava"):  # fmt: skip
         source = (ROOT / f"{name}.py").read_text()
         for node in ast.parse(source).body:
             modules = []

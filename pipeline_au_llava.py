@@ -3,8 +3,12 @@
 # The base class passes one anonymous value from stage to stage; here each stage names and types what it takes.
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from transformers import Pipeline
 from transformers.utils import logging
 
@@ -28,7 +32,15 @@ class FacialActionUnitPipeline(Pipeline):
             already), or the path of an SCRFD `.onnx` file.
         calibrated (`bool`, defaults to `True`): Use the checkpoint's temperatures and thresholds, where it has them.
         max_faces (`int`, *optional*): Keep at most so many faces of a photograph, the largest first.
-        batch_size (`int`, defaults to 8): Faces that go through the model together.
+        batch_size (`int`, defaults to 8): Faces that go through the model together. When memory runs out, half as many
+            from then on.
+        num_workers (`int`, defaults to 1): Threads that open photographs and find faces while the model is at work; 0
+            for one after the other.
+        readout (`str`, defaults to `"exact"`): `"exact"`, or `"parallel"` for one pass through a model trained for it;
+            see [`recognize`].
+        decision (`str`, defaults to `"mode"`): `"mode"`, `"mean"` or `"median"` of each unit's distribution; see
+            [`Recognition.decide`].
+        static_shapes (`bool`, defaults to `False`): Fill every batch up, so that a compiled model meets few shapes.
         return_evidence (`bool` or `str`, defaults to `False`): Also tell where the model looked: `True` or
             `"attention"`, or `"occlusion"`, slower and more faithful; see [`find_evidence`].
 
@@ -54,6 +66,7 @@ class FacialActionUnitPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._affordable = sys.maxsize  # faces that memory has room for at once, once it has run out
         config = self.model.config
         given = (self.processor.image_token_id, self.processor.image_tokens)
         wanted = (config.image_token_id, config.image_seq_length)
@@ -64,15 +77,18 @@ class FacialActionUnitPipeline(Pipeline):
             )
 
     def _sanitize_parameters(
-        self, task=None, action_units=None, detector=None, max_faces=None, calibrated=None, return_evidence=None
-    ):
-        question = {"task": task, "action_units": action_units, "calibrated": calibrated}
-        question["return_evidence"] = return_evidence
+        self, task=None, action_units=None, detector=None, max_faces=None, calibrated=None, return_evidence=None,
+        readout=None, decision=None, static_shapes=None,
+    ):  # fmt: skip
+        question = {
+            "task": task, "action_units": action_units, "calibrated": calibrated, "return_evidence": return_evidence,
+            "readout": readout, "decision": decision, "static_shapes": static_shapes,
+        }  # fmt: skip
         search = {"detector": detector, "max_faces": max_faces}
         question, search = ({k: v for k, v in group.items() if v is not None} for group in (question, search))
         return search, question, {}
 
-    def __call__(self, images, batch_size: int | None = None, **kwargs):
+    def __call__(self, images, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
         task = question.get("task", "detection")
@@ -80,14 +96,17 @@ class FacialActionUnitPipeline(Pipeline):
         size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
         if size < 1:
             raise ValueError(f"batch_size is {size}; give 1 or more.")
+        workers = next(number for number in (num_workers, self._num_workers, 1) if number is not None)
+        if workers < 0:
+            raise ValueError(f"num_workers is {workers}; give 0 or more.")
         if isinstance(images, (list, tuple)):
-            return list(self._stream(images, search, question, size))
+            return list(self._stream(images, search, question, size, workers))
         if isinstance(images, Iterator):
-            return self._stream(images, search, question, size)
+            return self._stream(images, search, question, size, workers)
         faces = self.preprocess(images, **search)
         return self.postprocess(faces, self._forward(faces, **question, batch_size=size), task)
 
-    def _stream(self, images: Iterable, search: dict, question: dict, size: int) -> Iterator:
+    def _stream(self, images: Iterable, search: dict, question: dict, size: int, workers: int) -> Iterator:
         """Photographs in, results out in the same order, with faces of several photographs sharing a batch."""
         waiting: list[list[Face] | Exception] = []
 
@@ -101,13 +120,15 @@ class FacialActionUnitPipeline(Pipeline):
                     yield self.postprocess(entry, [next(answers) for _ in entry], question["task"])
             waiting.clear()
 
-        for image in images:
+        def prepare(image) -> list[Face] | Exception:
             try:
                 photograph = open_image(image)
             except (OSError, ValueError) as error:  # this one is lost, the others are not
-                waiting.append(error)
-            else:
-                waiting.append(self.preprocess(photograph, name=_name(image), **search))
+                return error
+            return self.preprocess(photograph, name=_name(image), **search)
+
+        for entry in _ahead(prepare, images, workers, size):
+            waiting.append(entry)
             if sum(len(entry) for entry in waiting if isinstance(entry, list)) >= size or len(waiting) >= 4 * size:
                 yield from flush()
         yield from flush()
@@ -126,19 +147,32 @@ class FacialActionUnitPipeline(Pipeline):
         action_units: list,
         batch_size: int,
         calibrated: bool = True,
-        return_evidence: bool | str = False,
+        static_shapes: bool = False,
+        **how,
     ) -> list[dict]:
-        """Recognise the Action Units of faces, some at a time."""
-        grammar, answers = self.processor.grammar(task, action_units), []
-        for start in range(0, len(faces), batch_size):
-            crops = [face.crop for face in faces[start : start + batch_size]]
-            inputs = self.processor(images=crops, task=task, action_units=action_units)
-            recognition = self.model.recognize(**inputs, grammar=grammar, return_evidence=return_evidence)
-            answers += self.processor.read(recognition, task, action_units, calibrated)
+        """Recognise the Action Units of faces, some at a time; `how` goes to [`recognize`]."""
+        grammar, answers, start = self.processor.grammar(task, action_units), [], 0
+        while start < len(faces):
+            size = min(batch_size, self._affordable)
+            crops = [face.crop for face in faces[start : start + size]]
+            filling = crops[-1:] * (size - len(crops)) if static_shapes else []
+            inputs = self.processor(images=crops + filling, task=task, action_units=action_units)
+            try:
+                recognition = self.model.recognize(**inputs, grammar=grammar, static_shapes=static_shapes, **how)
+            except RuntimeError as error:
+                together = len(crops + filling)
+                if together == 1 or not _out_of_memory(error):
+                    raise
+                self._affordable = together // 2
+                logger.warning(f"Memory ran out at {together} faces; going on with {self._affordable} at a time.")
+                continue
+            named = self.processor.read(recognition, task, action_units, calibrated)
             if recognition.evidence is not None:
-                for answer, maps in zip(answers[start:], recognition.evidence.double().round(decimals=6), strict=True):
+                for answer, maps in zip(named, recognition.evidence.double().round(decimals=6), strict=True):
                     for unit, cells in zip(answer.values(), maps.tolist(), strict=True):
                         unit["evidence"] = cells
+            answers += named[: len(crops)]
+            start += len(crops)
         return answers
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:
@@ -157,6 +191,29 @@ class FacialActionUnitPipeline(Pipeline):
         """Write model, processor and all their code into one folder that `pipeline` loads again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _ahead(function: Callable, items: Iterable, workers: int, distance: int) -> Iterator:
+    """What `function` makes of each item, in order, made by threads up to `distance` items ahead of who asks."""
+    if workers == 0:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        running: deque = deque()
+        try:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) > distance:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether an accelerator or the machine itself had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _name(image) -> str:

@@ -106,6 +106,9 @@ def assemble(
         gguf_file=gguf_file,
         prompt_layout=prompt_layout,
     )
+    # Weights from a GGUF file are plain numbers by now, but their config still calls them quantised.
+    for config in (model.config, model.config.text_config):
+        config.__dict__.pop("quantization_config", None)
     with new_folder(folder) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)

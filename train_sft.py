@@ -158,8 +158,8 @@ def main() -> None:
     # Data
     with training.main_process_first(desc="data"):
         train, validation = read_rows(arguments)
-    if (validation is None) != (training.eval_strategy == "no"):
-        raise ValueError("Validation takes both rows, by eval_data or held_out, and eval_strategy: steps or epoch.")
+    if validation is None and training.eval_strategy != "no":
+        raise ValueError("eval_strategy is set, but there is no one to validate on: give held_out or eval_data.")
 
     # Model
     base = arguments.model or f"{output_dir}-base"

@@ -208,7 +208,11 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
+# What safetensors and torch say when a disk is full: their files are not written by Python.
+DISK_FULL = ("No space left", "os error 28", "iostream error", "failed writing file")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full, as Python, torch and safetensors each say it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left" in str(error) or "os error 28" in str(error)
+    return full or any(words in str(error) for words in DISK_FULL)

@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--page", default="docs/comparisons.md", help="where the table goes")
     args = parser.parse_args()
 
+    if not Path(args.start, "config.json").is_file():
+        parser.error(f"--start {args.start} is no folder of an AU-LLaVA; checkpoint/assemble.py makes one")
     chosen = [list(WAYS)[int(number)] for number in args.ways] if args.ways else list(WAYS)
     results: dict[str, list[dict]] = {name: [] for name in chosen}
     with tqdm(total=len(chosen) * len(args.seeds)) as progress:

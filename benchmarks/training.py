@@ -176,8 +176,10 @@ class Stopwatch(TrainerCallback):
         return statistics.median(times[len(times) // 3 :])
 
 
-def measure(way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, device: str, folder: str) -> dict:
-    """Train for some steps in one way."""
+def measure(
+    way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, device: str, folder: str, counted: dict
+) -> dict:
+    """Train for some steps in one way; `counted` keeps what [`flops`] found, by its arguments."""
     set_seed(0)
     lora = args.pair == "paper"
     processor = AuLlavaProcessor(
@@ -196,7 +198,7 @@ def measure(way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, 
             report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=device == "cpu",
             dataloader_num_workers=args.workers, remove_unused_columns=False, **settings,
         ),
-        train_dataset=make_rows(way.questions, args.batch * len(THREE) * 2),
+        train_dataset=make_rows(way.questions, args.batch * (args.steps + len(THREE))),
         processing_class=processor,
         data_collator=QuestionCollator(collate),
         callbacks=[watch],
@@ -207,6 +209,9 @@ def measure(way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, 
         else None,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # as train_sft.py does
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
@@ -218,7 +223,10 @@ def measure(way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, 
         # The image stands in the prompt as one token here.
         text = len(processor.tokenizer(processor.prompt(task, units), add_special_tokens=False)["input_ids"]) - 1
         answer = len(processor.grammar(task, units))
-        needed += flops(config, lora, args.batch, text, answer, shared) / len(way.questions)
+        shape = (lora, args.batch, text, answer, shared)
+        if shape not in counted:
+            counted[shape] = flops(config, *shape)
+        needed += counted[shape] / len(way.questions)
         tokens += (text + processor.image_tokens + answer) / len(way.questions)
     if device == "cuda":
         memory = torch.cuda.max_memory_allocated()
@@ -273,14 +281,15 @@ def main() -> None:
           f"{rates[True] / 1e12:.3f} TFLOP/s in bfloat16, {rates[False] / 1e12:.3f} in float32")  # fmt: skip
     print("| way | samples/s | tokens a sample | tokens/s | peak memory, GB | TFLOP a sample | TFLOP/s | MFU |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = []
+    rows: list[dict] = []
+    counted: dict[tuple, int] = {}
     for way in WAYS:
         settings = dict(way.settings)
         if args.ways and args.ways not in way.name:
             continue
         skipped = None
-        if settings.get("torch_compile") and args.quick:
-            skipped = "left out by --quick: compiling takes minutes"
+        if settings.get("torch_compile") and (args.quick or args.pair == "paper" and not args.ways):
+            skipped = "left out, for compiling takes minutes; --ways torch.compile measures it alone"
         elif settings.get("torch_compile") and device == "cpu" and not shutil.which("g++"):
             skipped = "torch.compile needs a C++ compiler, and there is no g++"
         elif settings.get("bf16") is False and args.pair == "paper":
@@ -291,7 +300,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                row = measure(way, args, config, processor, device, folder)
+                row = measure(way, args, config, processor, device, folder, counted)
             except RuntimeError as error:  # out of memory, or not compilable: the other ways still count
                 rows.append({"way": way.name, "skipped": f"{type(error).__name__}: {error}"})
                 print(f"| {way.name} | {type(error).__name__}: {str(error).splitlines()[0][:80]} |" + " |" * 6)

@@ -114,14 +114,16 @@ def test_what_the_papers_pair_holds_at_rest():
 
 
 def test_training_is_measured(tmp_path):
-    args = argparse.Namespace(pair="tiny", batch=2, steps=2, workers=0, processor_time=False)
+    """The paper's way, with LoRA on bfloat16 weights and patches of 14 pixels, on a small model."""
+    args = argparse.Namespace(pair="paper", batch=2, steps=2, workers=0, processor_time=False)
     processor = AuLlavaProcessor.from_pretrained(ROOT)
     config = training.pair_config("tiny", processor)
-    processor.patch_size = 28
-    way = next(way for way in training.WAYS if way.name == "text first, shared prefix")
-    row = training.measure(way, args, config, processor, "cpu", str(tmp_path))
+    config.vision_config.patch_size, config.image_seq_length, processor.patch_size = 14, 256, 14
+    way, counted = next(way for way in training.WAYS if way.name == "text first, shared prefix"), {}
+    row = training.measure(way, args, config, processor, "cpu", str(tmp_path), counted)
     assert row["samples_per_second"] > 0 and row["memory_bytes"] > 1e6
     assert row["flops_per_sample"] / row["flops_per_second"] == pytest.approx(1 / row["samples_per_second"])
+    assert [shape[0] for shape in counted] == [True] and list(counted.values())[0] == 2 * row["flops_per_sample"]
     assert training.matmul_rate("cpu", torch.float32) > 1e8
 
 

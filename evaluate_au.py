@@ -14,13 +14,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from au_llava.readout_au_llava import DECISIONS, READOUTS
 from evaluation import calibration
-from evaluation.answers import read_answers
+from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
-from evaluation.data import QUESTIONS, SAMPLE, EvaluationSet, read_set
+from evaluation.data import QUESTIONS, SAMPLE, has_folds, read_set
 from evaluation.formats import check_formats
-from evaluation.predict import load, predict, processes
+from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
 from evaluation.results import summarise, write_json
 from evaluation.robustness import curves, damaged
@@ -34,14 +35,19 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--predictions", help="score these stored predictions; needs no model")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two folders of stored predictions")
     parser.add_argument("--output", required=True, help="folder for predictions, results and report")
-    parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
+    parser.add_argument("--dataset", choices=QUESTIONS, help="synthetic by default; with --predictions, theirs")
     parser.add_argument("--data_dir", help="folder of prepared Parquet shards; the committed sample for synthetic")
+    parser.add_argument(
+        "--validation_dir", help="folder of the split validation for --calibrate; --data_dir by default"
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
     parser.add_argument("--fold", type=int, choices=(1, 2, 3), help="by default all three, where there are folds")
     parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
     parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
-    parser.add_argument("--calibrate", action="store_true", help="first fit on split validation; store in --model")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="first fit on the validation people; store in --model"
+    )
     parser.add_argument("--calibration", help="model folder whose calibration is used; --model by default")
     parser.add_argument("--formats", type=int, default=0, help="on so many pictures, free text and contradictions")
     parser.add_argument("--beside", nargs="+", default=[], help="folders of other predictions: one more row each")
@@ -49,11 +55,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--update_card", action="store_true", help="write the results into the README.md of --model")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--readout", default="exact", choices=READOUTS, help="how the model is read; see recognize")
+    parser.add_argument("--decision", default="mode", choices=DECISIONS, help="what is scored of each distribution")
     parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
+    if args.predictions:  # about what they were made for
+        origin = read_origin(args.predictions)
+        if args.dataset not in (None, origin["dataset"]):
+            parser.error(f"{args.predictions} holds predictions about {origin['dataset']}, not {args.dataset}")
+        known = ("dataset", "protocol", "split", "readout")
+        vars(args).update({name: origin[name] for name in known if name in origin})
+    args.dataset = args.dataset or "synthetic"
     one_model = args.model and "{fold}" not in args.model
-    if not one_model and (args.calibrate or args.update_card or args.formats or args.robustness):
-        parser.error("--calibrate, --update_card, --formats and --robustness need one --model, without {fold}")
+    if not one_model and (args.update_card or args.formats or args.robustness):
+        parser.error("--update_card, --formats and --robustness need one --model, without {fold}")
+    if args.calibrate and (not args.model or one_model and not args.fold and has_folds(args.dataset, args.protocol)):
+        parser.error(
+            "--calibrate needs a --model, and with folds also --fold N, or a model for each fold with {fold} in its "
+            "name: the people of the other folds are test people"
+        )
     if args.model and not args.data_dir:
         if args.dataset != "synthetic":
             parser.error(f"--dataset {args.dataset} needs --data_dir, the folder of its prepared crops")
@@ -61,46 +81,58 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def read(args: argparse.Namespace, split: str) -> EvaluationSet:
-    return read_set(args.dataset, args.data_dir, split, args.protocol, args.fold, args.limit)
-
-
-def calibrate(args: argparse.Namespace) -> None:
-    """Fit on the validation split, and store in the model's folder."""
-    output = Path(args.output, "validation")
-    stored = predict(read(args, "validation"), args.model, output, args.batch_size, args.dtype, args.tasks)
+def calibrate(args: argparse.Namespace, how: tuple) -> None:
+    """Fit on the validation people of each fold, and store in the folder of its model."""
+    folder = args.validation_dir or args.data_dir
+    apart = read_set(args.dataset, folder, "validation", args.protocol, args.fold, args.limit)
+    stored = predict(apart, args.model, Path(args.output, "validation"), *how)
     if processes().is_main_process:
-        calibration.store(calibration.fit(read_answers(stored)), args.model)
+        for fold, fitted in calibration.fit_folds(stored).items():
+            calibration.store(fitted, of_fold(args.model, fold))
     processes().wait_for_everyone()
+
+
+def others_calibration(folder: str) -> dict[int, dict]:
+    """Fitted on the predictions about the validation people, where a model beside ours has left some."""
+    validation = Path(folder, "validation")
+    return calibration.fit_folds(validation) if validation.is_dir() else {}
 
 
 def main() -> None:
     args = arguments()
     if args.compare:
-        comparison = compare(*(read_answers(folder) for folder in args.compare), args.resamples)
+        comparison = compare(*(read_answers(folder, args.decision) for folder in args.compare), args.resamples)
         write_json(comparison, args.output, "comparison.json")
         print(comparison_table(comparison))
         return
+    how = (args.batch_size, args.dtype, args.tasks, args.readout)
     if args.calibrate:
-        calibrate(args)
-    evaluation_set = read(args, args.split) if args.data_dir else None
+        calibrate(args, how)
+    evaluation_set = None
+    if args.data_dir:
+        evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
     stored = args.predictions
     if args.model:
-        stored = predict(evaluation_set, args.model, args.output, args.batch_size, args.dtype, args.tasks)
+        stored = predict(evaluation_set, args.model, args.output, *how)
     if args.robustness:
         worse = damaged(evaluation_set, args.robustness)
-        harmed = predict(worse, args.model, Path(args.output, "robustness"), args.batch_size, args.dtype, args.tasks)
+        harmed = predict(worse, args.model, Path(args.output, "robustness"), *how)
     if not processes().is_main_process:
         return
 
-    answers, fitted = read_answers(stored), calibration.load(args.calibration or args.model)
-    beside = {Path(folder).name: read_answers(folder) for folder in args.beside}
-    results = summarise(answers, vars(args), shlex.join(["python", *sys.argv]), fitted, beside, args.resamples)
+    answers = read_answers(stored, args.decision)
+    source, folds = args.calibration or args.model, {int(fold) for task in answers.values() for fold in task.folds}
+    fitted = {fold: calibration.load(of_fold(source, fold)) for fold in folds} if source else {}
+    beside = {
+        Path(folder).name: (read_answers(folder, args.decision), others_calibration(folder)) for folder in args.beside
+    }
+    settings = vars(args) | {"models": sorted({name for name, _ in read_origin(stored)["model"].values()})}
+    results = summarise(answers, settings, shlex.join(["python", *sys.argv]), fitted, beside, args.resamples)
     if args.formats:
         model, processor = load(args.model, args.dtype)
         results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size)
     if args.robustness:
-        results["robustness"] = curves(read_answers(harmed))
+        results["robustness"] = curves(read_answers(harmed, args.decision), fitted)
     write_json(results, args.output, "results.json")
     report = write_report(results, answers, args.output, evaluation_set)
     if args.update_card:

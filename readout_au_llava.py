@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 from transformers.cache_utils import StaticLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .evidence_au_llava import find_evidence
 from .grammar_au_llava import AnswerGrammar, ValueReader
@@ -120,7 +121,7 @@ class ReadoutMixin:
     def recognize(
         self,
         input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         grammar: AnswerGrammar,
         attention_mask: torch.Tensor | None = None,
         draft: torch.Tensor | None = None,
@@ -129,6 +130,7 @@ class ReadoutMixin:
         decision: str = "mode",
         static_shapes: bool = False,
         return_evidence: bool | str = False,
+        encoded: BaseModelOutputWithPooling | None = None,
     ) -> Recognition:
         """Answer under a grammar: always the right number of values, always in range.
 
@@ -151,6 +153,8 @@ class ReadoutMixin:
                 cache of fixed size, so that a compiled `forward` meets two shapes only. The answer is the same.
             return_evidence (`bool` or `str`, *optional*, defaults to `False`): Also tell where the model looked:
                 `True` or `"attention"`, or `"occlusion"`; see [`find_evidence`].
+            encoded (`BaseModelOutputWithPooling`, *optional*): What `get_image_features` gave for the pictures, in
+                place of `pixel_values`: several questions about a picture look at it once.
 
         Returns:
             [`Recognition`].
@@ -291,6 +295,8 @@ class ReadoutMixin:
     def _encode_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, encoded=None):
         """Encode the pictures, and see that each prompt holds as many image tokens as its picture has patches."""
         if encoded is None:
+            if pixel_values is None:
+                raise ValueError("No picture was given; give `pixel_values`, or `encoded` from `get_image_features`.")
             encoded = self.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype))
         found = (input_ids == self.config.image_token_id).sum(1).tolist()
         expected = [len(patches) for patches in encoded.pooler_output]

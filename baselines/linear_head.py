@@ -2,6 +2,7 @@
 
     python -m baselines.linear_head --model . --data_dir data/synthetic --limit 8000 --output runs/linear_head
     python evaluate_au.py --model . --data_dir data/synthetic --beside runs/linear_head --output runs/evaluation
+    python -m baselines.linear_head --model runs/bp4d_{fold} --dataset bp4d --data_dir data/bp4d --output runs/head
 
 The encoder is AU-LLaVA's own, as it is; its patch features are averaged. Logistic regression answers `detection`,
 ridge regression the other two tasks. How strongly they are regularised is chosen by cross-validation over people in
@@ -9,6 +10,7 @@ the training data. If this wins, the language model has added nothing to what th
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from au_llava.action_units import get_task
-from evaluation.data import SAMPLE, EvaluationSet, read_set
-from evaluation.predict import SCHEMA, load, write
+from evaluation.answers import STAMP
+from evaluation.data import QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
+from evaluation.predict import answer_table, fingerprint, load, of_fold, write
 from evaluation.scores import is_detection
 
 
@@ -42,88 +45,103 @@ def encode(pictures: EvaluationSet, model, processor, batch_size: int = 32) -> n
     return np.concatenate(features)
 
 
-def fit_and_predict(
-    task: str, train: np.ndarray, labels: np.ndarray, people: list[str], test: np.ndarray
-) -> np.ndarray:
-    """Fit heads, and answer about the test pictures.
-
-    A ridge prediction, which lies between two values, is shared between them so that the mean is the prediction.
+def fit(task: str, features: np.ndarray, labels: np.ndarray, people: list[str]) -> list:
+    """Fit a head for each Action Unit.
 
     Args:
         task (`str`): `detection`, `intensity_level` or `intensity`.
-        train, test (`numpy.ndarray` of shape `(pictures, width)`): From [`encode`].
-        labels (`numpy.ndarray` of shape `(pictures, units)`): Of the training pictures, NaN where unknown.
-        people (`list[str]`): Who is in each training picture.
+        features (`numpy.ndarray` of shape `(pictures, width)`): From [`encode`].
+        labels (`numpy.ndarray` of shape `(pictures, units)`): NaN where unknown.
+        people (`list[str]`): Who is in each picture.
 
     Returns:
-        `numpy.ndarray` of shape `(pictures, units, values)`: Distributions over the task's values.
-
-    Raises:
-        ValueError: A unit has no positive or no negative training label.
+        `list`: For each unit a fitted scikit-learn estimator, or the mean label (`float`) of a unit that cannot be
+        learnt: too few people, or for `detection` not both classes among the people on either side of every split.
     """
-    grid, people, columns = np.array(get_task(task).values), np.array(people), []
+    people, heads = np.array(people), []
     for column in labels.T:
         seen = ~np.isnan(column)
-        folds = list(GroupKFold(3).split(train[seen], groups=people[seen]))
+        x, y, who = features[seen], column[seen], people[seen]
+        splits = list(GroupKFold(min(3, len(set(who)))).split(x, groups=who)) if len(set(who)) > 1 else []
+        if is_detection(task):
+            splits = [sides for sides in splits if all(len(set(y[side])) == 2 for side in sides)]
+        if not splits:
+            heads.append(float(y.mean()) if len(y) else 0.0)
+            continue
+        head = RidgeCV(alphas=1 / STRENGTHS, cv=splits)
         if is_detection(task):
             head = LogisticRegressionCV(
                 Cs=STRENGTHS,
-                cv=folds,
+                cv=splits,
                 scoring="neg_log_loss",
                 max_iter=500,
                 use_legacy_attributes=False,
                 l1_ratios=(0,),
             )
-            probability = make_pipeline(StandardScaler(), head).fit(train[seen], column[seen]).predict_proba(test)
-            columns.append(probability)
-            continue
-        head = RidgeCV(alphas=1 / STRENGTHS, cv=folds)
-        found = make_pipeline(StandardScaler(), head).fit(train[seen], column[seen]).predict(test)
-        place = np.interp(found, grid, np.arange(len(grid)))
-        columns.append(np.clip(1 - np.abs(place[:, None] - np.arange(len(grid))), 0, 1))
+        heads.append(make_pipeline(StandardScaler(), head).fit(x, y))
+    return heads
+
+
+def answer(task: str, heads: list, features: np.ndarray) -> np.ndarray:
+    """Distributions over the task's values `(pictures, units, values)`.
+
+    What a head predicts, and lies between two values, is shared between them so that the mean is the prediction.
+    """
+    places, columns = np.arange(len(get_task(task).values)), []
+    for head in heads:
+        if isinstance(head, float):
+            found = np.full(len(features), head)
+        else:
+            found = head.predict_proba(features)[:, 1] if is_detection(task) else head.predict(features)
+        place = np.interp(found, get_task(task).values, places)
+        columns.append(np.clip(1 - np.abs(place[:, None] - places), 0, 1))
     return np.stack(columns, 1)
 
 
-def rows(pictures: EvaluationSet, task: str, distributions: np.ndarray) -> list[dict]:
-    """Rows as [`evaluation.predict.predict`] stores them."""
-    grid, units = np.array(get_task(task).values), pictures.action_units(task)
-    chosen = distributions.argmax(-1)
-    return [
-        {
-            "sample": pictures.samples[row],
-            "subject": pictures.subjects[row],
-            "split": pictures.split,
-            "fold": pictures.folds[row],
-            "groups": list(pictures.groups[row].items()),
-            "task": task,
-            "action_units": units,
-            "labels": pictures.labels[task][row].tolist(),
-            "values": grid[chosen[row]].tolist(),
-            "probabilities": distributions[row].max(-1).tolist(),
-            "expected_values": (distributions[row] @ grid).tolist(),
-            "distributions": distributions[row].tolist(),
-        }
-        for row in range(len(pictures))
-    ]
+def tables(pictures: EvaluationSet, heads: dict[str, list], features: np.ndarray) -> list[pa.Table]:
+    """The answers about some pictures, as [`evaluation.predict.predict`] stores them."""
+    found = []
+    for task, own in heads.items():
+        distributions, grid = answer(task, own, features), np.array(get_task(task).values)
+        chosen, rows = distributions.argmax(-1), list(range(len(pictures)))
+        likely, mean = distributions.max(-1), distributions @ grid
+        found.append(answer_table(pictures, task, rows, grid[chosen], likely, mean, distributions))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the AU-LLaVA whose encoder is used")
-    parser.add_argument("--data_dir", default=str(SAMPLE), help="rendered shards with the splits train and test")
+    parser.add_argument("--model", required=True, help="the AU-LLaVA whose encoder is used; {fold} as in evaluate_au")
+    parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
+    parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
+    parser.add_argument("--data_dir", default=str(SAMPLE), help="the shards with the split train, or prepared crops")
+    parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
     parser.add_argument("--limit", type=int, help="training pictures; as many as AU-LLaVA saw, to be fair")
+    parser.add_argument("--calibrate", action="store_true", help="leave the validation people out, for thresholds")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
 
-    model, processor = load(args.model)
-    train, test = (read_set("synthetic", args.data_dir, split, limit=limit)
-                   for split, limit in (("train", args.limit), ("test", None)))  # fmt: skip
-    seen, unseen = (encode(pictures, model, processor) for pictures in (train, test))
-    found = []
-    for task, labels in train.labels.items():
-        found += rows(test, task, fit_and_predict(task, seen, labels, train.subjects, unseen))
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    write(Path(args.output, "predictions.parquet"), pa.Table.from_pylist(found, SCHEMA))
+    found, sources = {"test": [], "validation": []}, {}
+    for fold in (1, 2, 3) if has_folds(args.dataset, args.protocol) else (None,):
+        source = of_fold(args.model, fold or 0)
+        sources[str(fold or 0)] = [source, fingerprint(source)]
+        model, processor = load(source)
+        what = {"protocol": args.protocol, "fold": fold}
+        train = read_set(args.dataset, args.data_dir, "train", limit=args.limit, **what)
+        asked = {"test": read_set(args.dataset, args.test_dir or args.data_dir, "test", **what)}
+        if args.calibrate:
+            asked["validation"] = read_set(args.dataset, args.data_dir, "validation", **what)
+            kept_out = set(asked["validation"].subjects)
+            train = train.take([row for row, subject in enumerate(train.subjects) if subject not in kept_out])
+        features = encode(train, model, processor)
+        heads = {task: fit(task, features, labels, train.subjects) for task, labels in train.labels.items()}
+        for split, pictures in asked.items():
+            found[split] += tables(pictures, heads, encode(pictures, model, processor))
+    for split, folder in (("test", Path(args.output)), ("validation", Path(args.output, "validation"))):
+        if found[split]:
+            folder.mkdir(parents=True, exist_ok=True)
+            stamp = {STAMP: json.dumps(asked[split].origin() | {"model": sources})}
+            write(folder / "predictions.parquet", pa.concat_tables(found[split]).replace_schema_metadata(stamp))
     print(f"Wrote {args.output}/predictions.parquet; show it with evaluate_au.py --beside {args.output}")
 
 

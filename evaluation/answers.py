@@ -1,11 +1,17 @@
 """Stored predictions, read back as arrays; everything that is scored starts here."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from au_llava.action_units import get_task
+
+
+STAMP = b"au_llava"  # the key under which a file of predictions remembers how it was made
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,45 @@ class Answers:
         )
 
 
-def read_answers(path: str | Path) -> dict[str, Answers]:
+def decide(answers: Answers, decision: str) -> Answers:
+    """The answers that `model.recognize(..., decision=decision)` gives, from the distributions.
+
+    Args:
+        answers ([`Answers`]): As stored: each answer is the mode, read digit by digit.
+        decision (`str`): `mode`, `mean` or `median`. Answers of `detection`, which are yes or no, stay as they are.
+    """
+    grid = np.array(get_task(answers.task).values)
+    if decision == "mode" or len(grid) == 2:
+        return answers
+    if decision == "mean":
+        return replace(answers, values=answers.expected_values)
+    below = (answers.distributions.cumsum(-1) < 0.5).sum(-1)
+    return replace(answers, values=grid[below.clip(max=len(grid) - 1)])
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    path = path / "predictions.parquet" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"No predictions at {path}; write them first with --model and --output.")
+    return path
+
+
+def read_origin(path: str | Path) -> dict:
+    """What `predictions.parquet`, or the folder that holds it, remembers: `dataset`, `split`, `protocol`, `model`, ...
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return json.loads(pq.read_schema(_file(path)).metadata[STAMP])
+
+
+def read_answers(path: str | Path, decision: str = "mode") -> dict[str, Answers]:
     """Read `predictions.parquet`, or the folder that holds it.
+
+    Args:
+        path: Folder or file.
+        decision (`str`): See [`decide`].
 
     Returns:
         `dict[str, Answers]`: By task.
@@ -57,11 +100,7 @@ def read_answers(path: str | Path) -> dict[str, Answers]:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    path = Path(path)
-    path = path / "predictions.parquet" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"No predictions at {path}; write them first with --model and --output.")
-    table, answers = pq.read_table(path), {}
+    table, answers = pq.read_table(_file(path)), {}
     for task in pc.unique(table["task"]).to_pylist():
         part = table.filter(pc.equal(table["task"], task))
         units, count = part["action_units"][0].as_py(), len(part)
@@ -86,4 +125,4 @@ def read_answers(path: str | Path) -> dict[str, Answers]:
             expected_values=array("expected_values")[..., 0],
             distributions=array("distributions"),
         )
-    return answers
+    return {task: decide(answer, decision) for task, answer in answers.items()}

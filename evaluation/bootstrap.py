@@ -1,7 +1,8 @@
 """Intervals by resampling people, not pictures.
 
-Pictures of one person are alike, so that intervals over pictures are far too narrow. Every score with an interval is a
-function of sums over pictures; the sums are taken once for each person, and a resample is a weighted sum of them.
+Pictures of one person are alike, so that intervals over pictures are far too narrow. Most scores are functions of sums
+over pictures; the sums are taken once for each person, and a resample is a weighted sum of them. ROC-AUC and average
+precision come from ranks: the pictures are ranked once, and a resample weights them.
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 
 RESAMPLES = 1000
 _SEED = 2409
+_AT_ONCE = 2**18  # weights of pictures, 2 MB: they stay in the processor's cache
 
 
 def detection_sums(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -90,11 +92,18 @@ def point(people: list[np.ndarray], scores) -> dict[str, np.ndarray]:
     return {name: mean_over([fold[name] for fold in folds]) for name in folds[0]}
 
 
-def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Scores of every resample, people drawn with replacement within each fold, then the mean over folds.
+def draw_people(counts: list[int], resamples: int = RESAMPLES) -> list[np.ndarray]:
+    """How often each resample draws each person, with replacement within a fold: `(resamples, people)` for each fold.
 
     The draws depend on the numbers of people alone, so that rows on the same people are resampled alike and their
     differences are paired.
+    """
+    random = np.random.default_rng(_SEED)
+    return [random.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float) for count in counts]
+
+
+def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Scores of every resample, the mean over folds.
 
     Args:
         people: From [`per_subject`].
@@ -103,11 +112,73 @@ def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> di
     Returns:
         `dict[str, numpy.ndarray]`: For each score `(resamples, units)`.
     """
-    random_state, folds = np.random.default_rng(_SEED), []
-    for fold in people:
-        weights = random_state.multinomial(len(fold), np.full(len(fold), 1 / len(fold)), size=resamples)
-        folds.append(scores(np.tensordot(weights.astype(float), fold, axes=1)))
+    drawn = draw_people([len(fold) for fold in people], resamples)
+    folds = [scores(np.tensordot(weights, fold, axes=1)) for weights, fold in zip(drawn, people, strict=True)]
     return {name: mean_over([fold[name] for fold in folds]) for name in folds[0]}
+
+
+def resample_ranks(
+    labels: np.ndarray, probabilities: np.ndarray, subjects: np.ndarray, folds: np.ndarray, resamples: int = RESAMPLES
+) -> dict[str, np.ndarray]:
+    """ROC-AUC and average precision of every resample, drawn as in [`resample`], the mean over folds.
+
+    Args:
+        labels, probabilities (`numpy.ndarray` of shape `(samples, units)`): 0, 1 or NaN, and how probable 1 is.
+        subjects, folds (`numpy.ndarray` of shape `(samples,)`): Who is in each picture, and its test fold.
+
+    Returns:
+        `dict[str, numpy.ndarray]`: `roc_auc` and `average_precision`, each `(resamples, units)`.
+    """
+    parts = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    owners = [np.unique(subjects[rows], return_inverse=True)[1] for rows in parts]
+    drawn = draw_people([owner.max() + 1 for owner in owners], resamples)
+    found = np.array(
+        [
+            [
+                rank_scores(*columns, owner, weights)
+                for columns in zip(labels[rows].T, probabilities[rows].T, strict=True)
+            ]
+            for rows, owner, weights in zip(parts, owners, drawn, strict=True)
+        ]
+    )  # (folds, units, scores, resamples)
+    return dict(zip(("roc_auc", "average_precision"), mean_over(found).swapaxes(0, 1).swapaxes(1, 2), strict=True))
+
+
+def rank_scores(labels: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """ROC-AUC and average precision of one unit, `(2, resamples)`, NaN where no label is known.
+
+    Args:
+        labels, probability, owner (`numpy.ndarray` of shape `(samples,)`): The label, the probability of presence, and
+            the number of the person.
+        weights (`numpy.ndarray` of shape `(resamples, people)`): How often each person counts.
+    """
+    groups = []
+    for label in (0, 1):
+        rows = np.flatnonzero(labels == label)
+        groups.append(rows[np.argsort(probability[rows], kind="stable")])
+    absent, present = groups
+    if not len(absent) + len(present):
+        return np.full((2, len(weights)), np.nan)
+    # For each positive: how many negatives and positives rank below it, and with equals.
+    ends = [
+        [np.searchsorted(probability[group], probability[present], side) for side in ("left", "right")]
+        for group in groups
+    ]
+    parts = []
+    for some in np.array_split(weights.T, max(1, len(weights) * len(labels) // _AT_ONCE), axis=1):
+        weight = some[owner[present]]
+        negatives, positives = (_from_zero(some[owner[group]]) for group in groups)
+        below, upto = (negatives[end] for end in ends[0])
+        overtaken = (weight * (below + upto)).sum(0) / 2
+        hits, alarms = positives[-1] - positives[ends[1][0]], negatives[-1] - below
+        precise = (weight * _ratio(hits, hits + alarms)).sum(0)
+        parts.append([_ratio(overtaken, positives[-1] * negatives[-1], 0.5), _ratio(precise, positives[-1])])
+    return np.concatenate(parts, 1)
+
+
+def _from_zero(weight: np.ndarray) -> np.ndarray:
+    """Sum of all rows before each, and before the end: one row more than there are."""
+    return np.concatenate([np.zeros((1, weight.shape[1])), weight.cumsum(0)])
 
 
 def mean_over(columns, axis: int = 0) -> np.ndarray:

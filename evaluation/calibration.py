@@ -1,7 +1,8 @@
 """Make a model's probabilities mean what they say: a temperature for each task, a threshold for each Action Unit.
 
 Both are fitted on the validation split and nothing else, and are stored with the model's processor, as
-`{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1}, ...}`.
+`{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1}, ...}`,
+each with `fitted_on`, the data set, protocol and test fold whose validation people were used.
 
 A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler. It
 never changes which value is the most probable; thresholds do change which Action Units count as present.
@@ -15,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from au_llava import AuLlavaProcessor
 from au_llava.action_units import get_task
+from au_llava.templates_au_llava import write_decision_files
 
-from .answers import Answers
+from .answers import Answers, read_answers, read_origin
 from .scores import is_detection
 
 
@@ -47,6 +50,23 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
                 unit: fit_threshold(answer.labels[:, column], probability[:, column])
                 for column, unit in enumerate(answer.action_units)
             }
+    return fitted
+
+
+def fit_folds(predictions: str | Path) -> dict[int, dict[str, dict]]:
+    """[`fit`] for each test fold by itself, from stored predictions about the split validation.
+
+    Args:
+        predictions: Folder or file.
+
+    Returns:
+        `dict`: By test fold (0 where there is one test split) what [`fit`] gives, with `fitted_on`.
+    """
+    answers, origin, fitted = read_answers(predictions), read_origin(predictions), {}
+    for fold in sorted({int(fold) for answer in answers.values() for fold in answer.folds}):
+        own = fit({task: answer.take(answer.folds == fold) for task, answer in answers.items()})
+        source = {"dataset": origin["dataset"], "protocol": origin["protocol"], "fold": fold}
+        fitted[fold] = {task: values | {"fitted_on": source} for task, values in own.items()}
     return fitted
 
 
@@ -104,6 +124,44 @@ def apply(answers: Answers, fitted: dict) -> Answers:
     return replace(answers, distributions=distributions, expected_values=expected, values=chosen)
 
 
+def own_people(calibrations: dict[int, dict], task: str, origin: dict) -> dict[int, dict]:
+    """One task's calibration for each test fold; empty unless every fold has one.
+
+    Args:
+        calibrations (`dict[int, dict]`): By test fold, from [`load`].
+        task (`str`): Which task.
+        origin (`dict`): `dataset` and `protocol` of the test set.
+
+    Raises:
+        ValueError: A calibration was fitted for another fold of this data set: on people that are tested here.
+    """
+    found = {fold: fitted[task] for fold, fitted in calibrations.items() if task in fitted}
+    for fold, fitted in found.items():
+        source = fitted.get("fitted_on", {})
+        if source.get("dataset") == origin["dataset"] and source != {**source, "fold": fold, **origin}:
+            raise ValueError(
+                f"The calibration for {task} was fitted for {source}, not for fold {fold} of {origin}: thresholds "
+                "would have seen test people. Calibrate this fold's own model, or give --calibration FOLDER."
+            )
+    return found if len(found) == len(calibrations) else {}
+
+
+def apply_folds(answers: Answers, fitted: dict[int, dict]) -> Answers:
+    """[`apply`] where each test fold has a model of its own, with a calibration of its own.
+
+    Args:
+        answers ([`Answers`]): As the models gave them.
+        fitted (`dict[int, dict]`): By test fold; 0 where there is one test split.
+    """
+    arrays = {name: answers.__dict__[name].copy() for name in ("values", "expected_values", "distributions")}
+    for fold, own in fitted.items():
+        rows = answers.folds == fold
+        part = apply(answers.take(rows), own)
+        for name, whole in arrays.items():
+            whole[rows] = part.__dict__[name]
+    return replace(answers, **arrays)
+
+
 def nearest(labels: np.ndarray, task: str) -> np.ndarray:
     """Which of the task's values each label is: integers, the nearest one where it lies between two."""
     values = get_task(task).values
@@ -150,11 +208,12 @@ def store(fitted: dict, folder: str | Path) -> Path:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": fitted}, indent=2) + "\n")
     os.replace(draft, path)
+    write_decision_files(AuLlavaProcessor.from_pretrained(folder), folder)
     return path
 
 
-def load(folder: str | Path | None) -> dict:
-    """The calibration in a model's folder; empty if there is none, or no such folder."""
-    if folder is None or not (path := Path(folder) / "processor_config.json").is_file():
+def load(source: str | Path | None) -> dict:
+    """The calibration of a model, from its folder or the Hub; empty if it has none."""
+    if source is None:
         return {}
-    return json.loads(path.read_text()).get("calibration") or {}
+    return AuLlavaProcessor.get_processor_dict(source)[0].get("calibration") or {}

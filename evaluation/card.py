@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .scores import MODEL, is_detection
-from .table import NAMES, number, remarks, with_interval
+from .scores import CALIBRATED, MODEL, is_detection
+from .table import NAMES, number, remarks, verdicts, with_interval
 
 
 _SHOWN = {True: ("f1", "roc_auc"), False: ("mae", "icc31")}
@@ -59,7 +59,8 @@ def _eval_results(results: dict) -> list[EvalResult]:
     settings, entries = results["settings"], []
     for task, result in results["tasks"].items():
         for metric in _SHOWN[is_detection(task)]:
-            value = result["rows"][MODEL]["mean"][metric]["value"]
+            row, how = _own_row(result)
+            value = result["rows"][row]["mean"][metric]["value"]
             if math.isnan(value):
                 continue
             entries.append(
@@ -73,11 +74,17 @@ def _eval_results(results: dict) -> list[EvalResult]:
                     dataset_config=f"{task}, {settings['protocol']} protocol",
                     dataset_split=settings["split"],
                     metric_type=metric,
-                    metric_name=f"{NAMES[metric]}, mean over {len(result['action_units'])} Action Units",
+                    metric_name=f"{NAMES[metric]}, mean over {len(result['action_units'])} Action Units{how}",
                     metric_value=round(value, 4),
                 )
             )
     return entries
+
+
+def _own_row(result: dict) -> tuple[str, str]:
+    """The row of what users are answered, and words for it: with the fitted thresholds, where there are any."""
+    calibrated = CALIBRATED[True] in result["rows"]
+    return (CALIBRATED[True], " at its fitted threshold") if calibrated else (MODEL, "")
 
 
 def _section(results: dict) -> str:
@@ -97,9 +104,75 @@ def _section(results: dict) -> str:
         lines += ["| | " + " | ".join(NAMES[metric] for metric in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
         for row, scores in result["rows"].items():
             lines.append(f"| {row} | " + " | ".join(with_interval(scores["mean"][name]) for name in metrics) + " |")
-        unit_scores = result["rows"][MODEL]["action_units"]
+        row, how = _own_row(result)
+        unit_scores = result["rows"][row]["action_units"]
         listed = (f"{unit} {number(unit_scores[unit][metrics[0]]['value'], 2)}" for unit in result["action_units"])
-        lines += ["", f"{NAMES[metrics[0]]} of each: {', '.join(listed)}."]
-        lines += ["", *remarks(result["rows"][MODEL])] if result["rows"][MODEL]["degenerate"] else []
+        lines += ["", f"{NAMES[metrics[0]]} of each{how}: {', '.join(listed)}."]
+        for line in (*remarks(result["rows"][row]), *verdicts(result)):
+            lines += ["", line]
+    lines += _calibration(results["tasks"]) + _groups(results["tasks"])
+    lines += _robustness(results["robustness"]) if "robustness" in results else []
+    lines += _formats(results["formats"]) if "formats" in results else []
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return "\n".join([*lines, "", f"Made on {results['date']} with {versions}:", "", "```", results["command"], "```"])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _calibration(tasks: dict) -> list[str]:
+    rows = []
+    for task, result in tasks.items():
+        found = result["calibration"]
+        if found["after"] is not None:
+            pairs = ((number(found["before"][name]), number(found["after"][name])) for name in ("ece", "brier"))
+            temperatures = ", ".join(f"{own['temperature']:.2f}" for own in found["fitted"].values())
+            rows.append([f"`{task}`", temperatures, *(" to ".join(pair) for pair in pairs)])
+    if not rows:
+        return []
+    words = "Temperatures and thresholds come from validation people, none of whom is tested."
+    return ["", "### Calibration", "", words, "", *_table(["", "temperature", "ECE", "Brier score"], rows)]
+
+
+def _groups(tasks: dict) -> list[str]:
+    """One table for all tasks, a row for each group."""
+    first = next(iter(tasks.values()))["groups"]
+    if not first:
+        return []
+    metrics = {task: _SHOWN[is_detection(task)][0] for task in tasks}
+    rows = [
+        [f"{name}: {group}", str(scores["samples"])]
+        + [with_interval(tasks[task]["groups"][name][group]["mean"][metric]) for task, metric in metrics.items()]
+        for name, groups in first.items()
+        for group, scores in groups.items()
+    ]
+    head = ["", "pictures", *(f"`{task}`, {NAMES[metric]}" for task, metric in metrics.items())]
+    words = "Groups differ in how often Action Units occur, and F1 with it."
+    return ["", "### By group", "", words, "", *_table(head, rows)]
+
+
+def _robustness(found: dict) -> list[str]:
+    """One table for all tasks, a row for each damage, its five strengths in a cell."""
+    first = next(iter(found.values()))
+    rows = [["as it is", *(number(result["clean"]["value"]) for result in found.values())]]
+    for name, damage in first["damages"].items():
+        strengths = ", ".join(f"{strength:g}" for strength in damage["strengths"])
+        scores = (result["damages"][name]["scores"] for result in found.values())
+        cells = (", ".join(number(entry["value"], 2) for entry in five) for five in scores)
+        rows.append([f"{name} ({damage['unit']}: {strengths})", *cells])
+    head = ["", *(f"`{task}`, {NAMES[result['metric']]}" for task, result in found.items())]
+    words = f"The same {first['pictures']} pictures, damaged at five strengths; scores from mild to strong."
+    return ["", "### Damaged pictures", "", words, "", *_table(head, rows)]
+
+
+def _formats(found: dict) -> list[str]:
+    rows = [
+        [f"`{task}`", number(share), number(found["invalid_constrained"][task])]
+        for task, share in found["invalid"].items()
+    ]
+    pairs = "; ".join(f"{pair} {number(share)}" for pair, share in found["contradictions"].items())
+    words = f"On {found['pictures']} pictures. Share of answers that are no array of the right length and range:"
+    table = _table(["", "free text", "under the grammar"], rows)
+    more = f"One format calls a unit clearly present and the other clearly absent, of all answers: {pairs}."
+    return ["", "### Form of the answers", "", words, "", *table, "", more]

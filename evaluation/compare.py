@@ -4,8 +4,11 @@ import numpy as np
 
 from . import bootstrap
 from .answers import Answers
-from .scores import is_detection
+from .scores import draw_scores, is_detection, score_row
 from .table import NAMES, columns, number
+
+
+COMPARED = {True: ("f1", "roc_auc"), False: ("mae", "icc31")}
 
 
 def compare(first: dict[str, Answers], second: dict[str, Answers], resamples: int = bootstrap.RESAMPLES) -> dict:
@@ -17,7 +20,7 @@ def compare(first: dict[str, Answers], second: dict[str, Answers], resamples: in
 
     Returns:
         `dict`: For each task that both have, and `mean` and each Action Unit: `{"metric", "first", "second",
-        "difference", "low", "high"}`, of F1 for detection and of MAE and ICC(3,1) for the other tasks.
+        "difference", "low", "high"}`, of F1 and ROC-AUC for detection, of MAE and ICC(3,1) for the other tasks.
 
     Raises:
         ValueError: The two have no task in common, or differ in pictures, people, Action Units or labels.
@@ -25,7 +28,7 @@ def compare(first: dict[str, Answers], second: dict[str, Answers], resamples: in
     shared = [task for task in first if task in second]
     if not shared:
         raise ValueError(f"Nothing to compare: the tasks are {', '.join(first)} and {', '.join(second)}.")
-    return {task: _compare_task(first[task], second[task], resamples) for task in shared}
+    return {task: compare_task(first[task], second[task], resamples) for task in shared}
 
 
 def same_pictures(first: Answers, second: Answers) -> tuple[Answers, Answers]:
@@ -46,19 +49,19 @@ def same_pictures(first: Answers, second: Answers) -> tuple[Answers, Answers]:
     return first, second
 
 
-def _compare_task(first: Answers, second: Answers, resamples: int) -> list[dict]:
+def compare_task(first: Answers, second: Answers, resamples: int = bootstrap.RESAMPLES) -> list[dict]:
+    """[`compare`] for one task."""
     first, second = same_pictures(first, second)
-    if is_detection(first.task):
-        sums_of, scores_of, metrics = bootstrap.detection_sums, bootstrap.detection_scores, ("f1",)
-    else:
-        sums_of, scores_of, metrics = bootstrap.intensity_sums, bootstrap.intensity_scores, ("mae", "icc31")
     points, draws = [], []
     for answers in (first, second):
-        people = bootstrap.per_subject(sums_of(answers.labels, answers.values), answers.subjects, answers.folds)
-        points.append(bootstrap.point(people, scores_of))
-        draws.append(bootstrap.resample(people, scores_of, resamples))
+        shown = (answers, answers.values, answers.expected_values)
+        units = score_row(*shown, resamples=1)["action_units"]  # the points; the draws below are for both alike
+        points.append(
+            {metric: [units[unit][metric]["value"] for unit in units] for metric in units[first.action_units[0]]}
+        )
+        draws.append(draw_scores(*shown, resamples))
     rows = []
-    for metric in metrics:
+    for metric in COMPARED[is_detection(first.task)]:
         one, other = (point[metric] for point in points)
         difference = draws[0][metric] - draws[1][metric]
         columns = [("mean", bootstrap.mean_over(one), bootstrap.mean_over(other), bootstrap.mean_over(difference, 1))]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -13,6 +13,7 @@ from au_llava.action_units import PRESETS
 from au_llava.datasets_scripts.bp4d import Bp4d
 from au_llava.datasets_scripts.disfa import Disfa
 from au_llava.datasets_scripts.feafa import Feafa
+from au_llava.datasets_scripts.sources import hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
@@ -40,6 +41,8 @@ PROTOCOLS = {
     "training and test set alike, so that these numbers say nothing about new people",
 }
 _BUILDERS = {"bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa}
+# Share of the training people who are the split `validation` of a data set that comes without one.
+HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
 
 
@@ -50,6 +53,7 @@ class EvaluationSet:
     Args:
         name (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
         split (`str`): `test`, `validation` or `train`.
+        protocol (`str`): `standard` or `paper`.
         images (`datasets.Dataset`): One column of aligned face crops, decoded when read.
         samples (`list[str]`): A name for each picture, the same on every machine.
         subjects (`list[str]`): Who is in it; intervals resample these.
@@ -61,6 +65,7 @@ class EvaluationSet:
 
     name: str
     split: str
+    protocol: str
     images: datasets.Dataset
     samples: list[str]
     subjects: list[str]
@@ -79,6 +84,18 @@ class EvaluationSet:
         if self.change is None:
             return pictures
         return [self.change(picture, row) for picture, row in zip(pictures, rows, strict=True)]
+
+    def take(self, rows: list[int]) -> "EvaluationSet":
+        """Some of the pictures, in this order, the same one twice if need be."""
+        picked = {
+            name: [self.__dict__[name][row] for row in rows] for name in ("samples", "subjects", "folds", "groups")
+        }
+        labels = {task: values[rows] for task, values in self.labels.items()}
+        return replace(self, images=self.images.select(rows), labels=labels, **picked)
+
+    def origin(self) -> dict[str, str]:
+        """What predictions about this set remember of it."""
+        return {"dataset": self.name, "split": self.split, "protocol": self.protocol}
 
     def fingerprint(self) -> str:
         """The same for the same pictures and labels, and else another."""
@@ -107,6 +124,11 @@ def _thin(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
     return rows if limit is None else rows.select(spread(len(rows), limit))
 
 
+def has_folds(dataset: str, protocol: str) -> bool:
+    """Whether everyone is tested, in one of three folds, or there is one test split."""
+    return dataset != "synthetic" and (dataset, protocol) != ("feafa", "paper")
+
+
 def read_set(
     dataset: str,
     data_dir: str | Path = SAMPLE,
@@ -120,7 +142,8 @@ def read_set(
     Args:
         dataset (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
         data_dir: Rendered shards, or prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on).
-        split (`str`): `test`, or another that the data set has.
+        split (`str`): `test`, `train` or `validation`. BP4D, DISFA and FEAFA come without a validation split: there it
+            is the training pictures of those people whom `train_sft.py --held_out 0.2` leaves out.
         protocol (`str`): `standard` or `paper`; see `PROTOCOLS`.
         fold (`int`, *optional*): 1, 2 or 3; all three by default, where the protocol has folds.
         limit (`int`, *optional*): At most so many pictures of each fold, evenly spread.
@@ -131,7 +154,7 @@ def read_set(
     """
     if (dataset, protocol) not in PROTOCOLS:
         raise ValueError(f"{dataset} has no protocol {protocol!r}; accepted: standard.")
-    single = dataset == "synthetic" or (dataset, protocol) == ("feafa", "paper")
+    single = not has_folds(dataset, protocol)
     if fold is not None and (single or fold not in (1, 2, 3)):
         raise ValueError(f"{dataset} has no fold {fold} under the protocol {protocol}; leave --fold out.")
     if dataset == "synthetic":
@@ -143,7 +166,10 @@ def read_set(
             options = {"config_name": "subject", "fold": number}
         builder = _BUILDERS[dataset](crops_dir=str(data_dir), **options)
         builder.download_and_prepare()
-        rows = _thin(builder.as_dataset(split), limit)
+        rows = builder.as_dataset("test" if split == "test" else "train")
+        if split == "validation":
+            _, rows = hold_out(rows, HELD_OUT)
+        rows = _thin(rows, limit)
         parts.append(rows.add_column("fold", [number] * len(rows)))
     rows = datasets.concatenate_datasets(parts)
     labels = {QUESTIONS[dataset][-1][0]: np.array(rows["labels"], float)}
@@ -154,6 +180,7 @@ def read_set(
     return EvaluationSet(
         name=dataset,
         split=split,
+        protocol=protocol,
         images=rows.select_columns(["images"]),
         samples=[f"{sequence}/{frame}" for sequence, frame in zip(rows["sequence"], rows["frame"], strict=True)],
         subjects=list(rows["subject"]),
@@ -179,6 +206,7 @@ def _read_synthetic(data_dir: str | Path, split: str, limit: int | None) -> Eval
     return EvaluationSet(
         name="synthetic",
         split=split,
+        protocol="standard",
         images=rows.select_columns(["image"]),
         samples=[f"{identity}/{index}" for identity, index in zip(rows["identity"], rows["index"], strict=True)],
         subjects=list(rows["identity"]),

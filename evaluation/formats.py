@@ -24,31 +24,34 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         batch_size (`int`): How many at a time.
 
     Returns:
-        `dict`: `pictures`; `invalid`, for each task of the set the share (0 to 1) of answers by plain `generate`,
-        greedy and without a grammar, that are no valid answer (under the grammar it is 0); `contradictions`, the share
-        of picture and unit pairs, over the units in `SHARED`, that one format calls clearly present and another
-        clearly absent, for each pair of formats.
+        `dict`: `pictures`; for each task of the set `invalid`, the share (0 to 1) of answers by plain `generate`,
+        greedy and without a grammar, that are no valid answer, and `invalid_constrained`, the same under the grammar;
+        `contradictions`, the share of picture and unit pairs, over `units`, that one format calls clearly present and
+        another clearly absent, for each pair of formats. A format that the set asks about `units` anyway is asked as
+        the scores ask it; the others are asked about `units` alone.
     """
     rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    invalid = dict.fromkeys(evaluation_set.labels, 0)
+    own = {task: evaluation_set.action_units(task) for task in evaluation_set.labels}
+    asked = {task: own[task] if set(SHARED) <= set(own.get(task, ())) else list(SHARED) for task in TASKS}
+    invalid, constrained = dict.fromkeys(own, 0), dict.fromkeys(own, 0)
     values = {task: [] for task in TASKS}
     for batch in batches:
         crops = evaluation_set.pictures(batch)
-        for task in invalid:
-            units = evaluation_set.action_units(task)
-            invalid[task] += sum(
-                not _valid(text, task, units) for text in _write(model, processor, crops, task, units)
-            )
-        for task in TASKS:
-            inputs = processor(images=crops, task=task, action_units=SHARED)
-            values[task].append(
-                model.recognize(**inputs, grammar=processor.grammar(task, SHARED)).values.cpu().numpy()
-            )
+        for task, units in own.items():
+            invalid[task] += sum(not valid(text, task, units) for text in _write(model, processor, crops, task, units))
+            found = _recognize(model, processor, crops, task, units)
+            texts = processor.batch_decode(found.sequences, skip_special_tokens=True)
+            constrained[task] += sum(not valid(text, task, units) for text in texts)
+        for task, units in asked.items():
+            found = _recognize(model, processor, crops, task, units)
+            values[task].append(found.values.cpu().numpy()[:, [units.index(code) for code in SHARED]])
     stacked = {task: np.concatenate(parts) for task, parts in values.items()}
     return {
         "pictures": len(rows),
+        "units": list(SHARED),
         "invalid": {task: count / len(rows) for task, count in invalid.items()},
+        "invalid_constrained": {task: count / len(rows) for task, count in constrained.items()},
         "contradictions": contradictions(stacked),
     }
 
@@ -81,7 +84,17 @@ def _write(model, processor, crops: list, task: str, units: list[str]) -> list[s
     return processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _valid(text: str, task: str, units: list[str]) -> bool:
+def _recognize(model, processor, crops: list, task: str, units: list[str]):
+    inputs = processor(images=crops, task=task, action_units=units)
+    return model.recognize(**inputs, grammar=processor.grammar(task, units))
+
+
+def valid(text: str, task: str, units: list[str]) -> bool:
+    """Whether a text is an answer: an array of the right length and range, and nothing else.
+
+    >>> valid("[0, 1]", "detection", ["AU6", "AU12"]), valid("[0, 2]", "detection", ["AU6", "AU12"])
+    (True, False)
+    """
     try:
         parse_answer(text, task, select(units))
     except ValueError:

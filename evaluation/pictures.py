@@ -15,7 +15,7 @@ from au_llava.action_units import CATALOGUE, get_task
 
 from .answers import Answers
 from .calibration import nearest
-from .scores import MODEL
+from .scores import CALIBRATED, MODEL
 from .table import NAMES
 
 
@@ -52,6 +52,7 @@ def bars(result: dict, metric: str) -> str:
         metric (`str`): `f1`, `mae`, `icc31`, ...
     """
     units, rows = result["action_units"], result["rows"]
+    own = CALIBRATED[True] if CALIBRATED[True] in rows else MODEL  # what users are answered
     places = np.arange(len(units) + 1)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.24 * len(units) + 1.2))
@@ -62,8 +63,8 @@ def bars(result: dict, metric: str) -> str:
             values, low, high = (
                 np.array([_number(entry[key]) for entry in entries]) for key in ("value", "low", "high")
             )
-            if row == MODEL:
-                axes.barh(places[1:], values[1:], color=BLUE, height=0.62, label=MODEL)
+            if row == own:
+                axes.barh(places[1:], values[1:], color=BLUE, height=0.62, label=own)
                 axes.barh(places[:1], values[:1], color=INK, height=0.62)
                 axes.hlines(places, low, high, color=GREY, linewidth=3, alpha=0.85)
             elif row in _BASELINES:
@@ -78,7 +79,7 @@ def bars(result: dict, metric: str) -> str:
         axes.grid(axis="x", color="#e3e6ea", zorder=0)
         axes.set_axisbelow(True)
         handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda place: labels[place] != MODEL)
+        order = sorted(range(len(labels)), key=lambda place: labels[place] != own)
         axes.legend([handles[place] for place in order], [labels[place] for place in order],
                     loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False)  # fmt: skip
         return _svg(figure)
@@ -100,7 +101,7 @@ def reliability_diagram(calibration: dict) -> str:
             axes.scatter(mean, frequency, s=8 + 160 * count / count.sum(), marker=marker, color=colour,
                          edgecolor="white", zorder=3, label=f"{label}: ECE {found['ece']:.3f}")  # fmt: skip
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="stated probability", ylabel="observed frequency")
-        axes.legend(loc="upper left", frameon=False, fontsize=8, markerscale=0.8)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.05, 1.0), frameon=False, fontsize=8, markerscale=0.8)
         return _svg(figure)
 
 
@@ -121,10 +122,10 @@ def confusion(answers: Answers) -> str:
             np.add.at(table, (truth, nearest(answers.values[seen, place], answers.task)), 1)
             count = table.sum(1)
             share = table / np.maximum(count, 1)[:, None]
-            axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
+            axes.imshow(share, cmap="Blues", vmin=0, vmax=1.2)  # black or white words can be read on all of it
             for row, column in np.ndindex(levels, levels):
                 if share[row, column] >= 0.005:
-                    tone = "white" if share[row, column] < 0.55 else "black"
+                    tone = "black" if share[row, column] < 0.7 else "white"
                     axes.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", color=tone)
             axes.set_title(unit, fontsize=8)
             axes.set_xticks(range(levels))

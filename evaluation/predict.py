@@ -6,19 +6,22 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from PIL import Image
 from tqdm import tqdm
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 
+from .answers import STAMP
 from .data import EvaluationSet
 
 
-# Rows of one part. Parts and batches are the same however many processes share them, and so are the answers.
-PART = 256
+# Pictures of one part. Parts and batches are the same however many processes share them, and so are the answers.
+PART = 128
 _NUMBERS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
     {
@@ -49,6 +52,15 @@ def fingerprint(folder: str) -> list:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [folder]
 
 
+def of_fold(model: str, fold: int) -> str:
+    """The folder or Hub id of the model for a test fold, from a name that may hold `{fold}`.
+
+    >>> of_fold("runs/bp4d_{fold}", 2)
+    'runs/bp4d_2'
+    """
+    return model.replace("{fold}", str(fold))
+
+
 def predict(
     evaluation_set: EvaluationSet,
     model: str,
@@ -56,6 +68,7 @@ def predict(
     batch_size: int = 32,
     dtype: str = "auto",
     tasks: list[str] | None = None,
+    readout: str = "exact",
 ) -> Path:
     """Write `predictions.parquet`: for every picture and task its labels, answers and probabilities.
 
@@ -69,13 +82,14 @@ def predict(
         batch_size (`int`): Pictures that go through the model together.
         dtype (`str`): `auto`, `float32`, `bfloat16` or `float16`.
         tasks (`list[str]`, *optional*): Only these of the set's tasks.
+        readout (`str`): `exact` or `parallel`; see `model.recognize`.
 
     Returns:
         `Path`: The file, whose columns are those of `SCHEMA`.
     """
     state, output = processes(), Path(output)
     folds = sorted(set(evaluation_set.folds))
-    sources = {fold: model.format(fold=fold) if "{fold}" in model else model for fold in folds}
+    sources = {fold: of_fold(model, fold) for fold in folds}
     tasks = tasks or list(evaluation_set.labels)
     settings = {
         "model": {str(fold): [source, fingerprint(source)] for fold, source in sources.items()},
@@ -83,29 +97,31 @@ def predict(
         "batch_size": batch_size,
         "dtype": dtype,
         "tasks": tasks,
+        "readout": readout,
     }
-    stamp = json.dumps(settings, sort_keys=True)
+    stamp = json.dumps(evaluation_set.origin() | settings, sort_keys=True)
     target = output / "predictions.parquet"
-    if target.is_file() and pq.read_schema(target).metadata.get(b"au_llava") == stamp.encode():
+    if target.is_file() and pq.read_schema(target).metadata.get(STAMP) == stamp.encode():
         return target
     parts = output / f"parts-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
     parts.mkdir(parents=True, exist_ok=True)
     jobs = []
     for fold in folds:
         rows = [row for row, own in enumerate(evaluation_set.folds) if own == fold]
-        jobs += [(fold, task, rows[start : start + PART]) for task in tasks for start in range(0, len(rows), PART)]
+        jobs += [(fold, rows[start : start + PART]) for start in range(0, len(rows), PART)]
     names = [parts / f"{number:06d}.parquet" for number in range(len(jobs))]
     mine = [
         (name, job)
         for number, (name, job) in enumerate(zip(names, jobs, strict=True))
         if number % state.num_processes == state.process_index and not name.is_file()
     ]
-    progress = tqdm(total=sum(len(job[2]) for _, job in mine), unit="answer", disable=not state.is_main_process)
+    count = sum(len(rows) for _, (_, rows) in mine)
+    progress = tqdm(total=count, unit="picture", disable=not state.is_main_process)
     loaded = None
-    for name, (fold, task, rows) in mine:
+    for name, (fold, rows) in mine:
         if loaded is None or loaded[0] != sources[fold]:
             loaded = (sources[fold], *load(sources[fold], dtype))
-        write(name, pa.Table.from_pylist(_ask(evaluation_set, task, rows, *loaded[1:], batch_size, progress), SCHEMA))
+        write(name, _ask(evaluation_set, tasks, rows, *loaded[1:], batch_size, readout, progress))
     progress.close()
     state.wait_for_everyone()
     if state.is_main_process:
@@ -121,33 +137,83 @@ def load(source: str, dtype: str = "auto"):
     return model.to(processes().device).eval(), AuLlavaProcessor.from_pretrained(source)
 
 
-def _ask(evaluation_set: EvaluationSet, task: str, rows: list[int], model, processor, batch_size: int, progress):
-    """Answers of one task about some rows, as dictionaries of `SCHEMA`."""
-    units = evaluation_set.action_units(task)
-    grammar, answers = processor.grammar(task, units), []
+def _ask(
+    evaluation_set: EvaluationSet,
+    tasks: list[str],
+    rows: list[int],
+    model,
+    processor,
+    batch_size: int,
+    readout: str,
+    progress,
+) -> pa.Table:
+    """Answers about some pictures, each of which is read once for all tasks."""
+    units = {task: evaluation_set.action_units(task) for task in tasks}
+    grammars = {task: processor.grammar(task, units[task]) for task in tasks}
+    blank = Image.new("RGB", (1, 1))  # the prompt is the same for every picture
+    prompts = {task: processor(images=blank, task=task, action_units=units[task])["input_ids"] for task in tasks}
+    found = {task: [] for task in tasks}
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        inputs = processor(images=evaluation_set.pictures(batch), task=task, action_units=units)
-        found = model.recognize(**inputs, grammar=grammar)
-        for place, row in enumerate(batch):
-            answers.append(
-                {
-                    "sample": evaluation_set.samples[row],
-                    "subject": evaluation_set.subjects[row],
-                    "split": evaluation_set.split,
-                    "fold": evaluation_set.folds[row],
-                    "groups": list(evaluation_set.groups[row].items()),
-                    "task": task,
-                    "action_units": units,
-                    "labels": evaluation_set.labels[task][row].tolist(),
-                    "values": found.values[place].tolist(),
-                    "probabilities": found.probabilities[place].tolist(),
-                    "expected_values": found.expected_values[place].tolist(),
-                    "distributions": found.distributions[place].tolist(),
-                }
-            )
+        pixels = processor.image_processor(evaluation_set.pictures(batch), return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            encoded = model.get_image_features(pixel_values=pixels.to(model.device, model.dtype))
+        for task in tasks:
+            prompt = prompts[task].expand(len(batch), -1)
+            found[task].append(model.recognize(prompt, None, grammars[task], encoded=encoded, readout=readout))
         progress.update(len(batch))
-    return answers
+    answers = ("values", "probabilities", "expected_values", "distributions")
+    return pa.concat_tables(
+        answer_table(
+            evaluation_set, task, rows, *(torch.cat([part.__dict__[name] for part in parts]).cpu() for name in answers)
+        )
+        for task, parts in found.items()
+    )
+
+
+def answer_table(
+    evaluation_set: EvaluationSet, task: str, rows: list[int], values, probabilities, expected_values, distributions
+) -> pa.Table:
+    """Answers of any model, as they are stored.
+
+    Args:
+        evaluation_set ([`EvaluationSet`]): What was asked about.
+        task (`str`): What was asked.
+        rows (`list[int]`): Which pictures of the set.
+        values, probabilities, expected_values: Arrays of shape `(rows, units)`.
+        distributions: Array of shape `(rows, units, values)`.
+
+    Returns:
+        `pyarrow.Table`: With the columns of `SCHEMA`.
+    """
+
+    def picked(column: list) -> list:
+        return [column[row] for row in rows]
+
+    columns = {
+        "sample": picked(evaluation_set.samples),
+        "subject": picked(evaluation_set.subjects),
+        "split": [evaluation_set.split] * len(rows),
+        "fold": picked(evaluation_set.folds),
+        "groups": [list(known.items()) for known in picked(evaluation_set.groups)],
+        "task": [task] * len(rows),
+        "action_units": [evaluation_set.action_units(task)] * len(rows),
+        "labels": _lists(evaluation_set.labels[task][rows]),
+        "values": _lists(values),
+        "probabilities": _lists(probabilities),
+        "expected_values": _lists(expected_values),
+        "distributions": _lists(distributions),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _lists(numbers) -> pa.Array:
+    """The first axis becomes rows, the others nested lists."""
+    numbers = np.asarray(numbers, np.float32)
+    lists = pa.array(numbers.reshape(-1), from_pandas=False)
+    for size in reversed(numbers.shape[1:]):
+        lists = pa.ListArray.from_arrays(np.arange(0, len(lists) + 1, size, dtype=np.int32), lists)
+    return lists
 
 
 def write(path: Path, table: pa.Table) -> None:
@@ -160,7 +226,7 @@ def write(path: Path, table: pa.Table) -> None:
 def _join(names: list[Path], target: Path, stamp: str) -> None:
     """Join the parts, one at a time, into one file that remembers its settings."""
     draft = target.with_suffix(".tmp")
-    with pq.ParquetWriter(draft, SCHEMA.with_metadata({"au_llava": stamp}), compression="zstd") as writer:
+    with pq.ParquetWriter(draft, SCHEMA.with_metadata({STAMP: stamp}), compression="zstd") as writer:
         for name in names:
-            writer.write_table(pq.read_table(name).replace_schema_metadata({"au_llava": stamp}))
+            writer.write_table(pq.read_table(name).replace_schema_metadata({STAMP: stamp}))
     os.replace(draft, target)

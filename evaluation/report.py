@@ -8,18 +8,19 @@ from pathlib import Path
 from . import faces, pictures
 from .answers import Answers
 from .data import EvaluationSet
-from .scores import MODEL, is_detection
-from .table import HEADLINES, NAMES, number, remarks, with_interval
+from .scores import CALIBRATED, MODEL, is_detection
+from .table import HEADLINES, NAMES, number, remarks, verdicts, with_interval
 
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>%s</title><style>
-body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:66rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #ccd;font-size:1.3rem}h3{font-size:1.05rem}
 table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
-td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #e3e6ea;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}tr.ours td{font-weight:600;background:#eef5fb}
+td,th{font-size:.9rem;padding:.2rem .55rem;text-align:right;border-bottom:1px solid #e3e6ea;white-space:nowrap}
+td:first-child,th:first-child{text-align:left;white-space:normal;max-width:13rem}
+tr.ours td{font-weight:600;background:#eef5fb}
 img{max-width:100%%;height:auto}.note{color:#555;font-size:.9rem}pre{white-space:pre-wrap;background:#f5f6f8;padding:.6rem}
 td.why{text-align:left;white-space:normal;min-width:16rem;max-width:none}
 table.intervals td+td{white-space:normal;max-width:8.5rem}
@@ -61,9 +62,9 @@ def write_report(
 
 def _facts(results: dict) -> str:
     settings, versions = results["settings"], results["versions"]
-    model = settings["model"] or f"stored predictions, {settings['predictions']}"
     rows = [
-        ("model", model),
+        ("model", ", ".join(settings["models"])),
+        ("answers", f"{settings['decision']} of each distribution, read-out {settings['readout']}"),
         ("data", f"{settings['dataset']}, split {settings['split']}"),
         ("protocol", f"{settings['protocol']}: {results['protocol']}"),
         ("date", results["date"]),
@@ -83,7 +84,8 @@ def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_s
         "of the very labels they are scored on, to their advantage.</p>",
         _means(task, result),
         *(f"<p class=note>{escape(line)}</p>" for line in remarks(result["rows"][MODEL])),
-        _figure(pictures.bars(result, main), f"{NAMES[main]} of each Action Unit; the black bar is their mean."),
+        *(f"<p><strong>{escape(line)}</strong></p>" for line in verdicts(result)),
+        _figure(pictures.bars(result, main), f"{NAMES[main]} of each Action Unit; black: their mean."),
     ]
     if not detection:
         parts.append(_figure(pictures.bars(result, "mae"), "MAE of each Action Unit; less is better."))
@@ -183,15 +185,38 @@ def _calibration(task: str, result: dict) -> str:
         for state, name in (("before", "as the model gives them"), ("after", "calibrated"))
         if found[state] is not None
     ]
-    if found["fitted"] is None:
-        note = "This model has not been calibrated."
+    fitted = found["fitted"]
+    if fitted:
+        values = ", ".join(
+            f"{own['temperature']:g}" + (f" (fold {fold})" if len(fitted) > 1 else "") for fold, own in fitted.items()
+        )
+        note = f"Temperature {values}, fitted on people of the split validation, none of whom is tested here."
     else:
-        note = f"Temperature {found['fitted']['temperature']:g}, fitted on the validation split."
+        note = "This model has not been calibrated."
     return (
         f"<h3>Calibration</h3><p class=note>{note}</p>"
         + _table([f"probability of {what}", "ECE", "Brier score"], lines)
+        + (_thresholds(result, fitted) if fitted and is_detection(task) else "")
         + _figure(pictures.reliability_diagram(found), f"Reliability of the probability of {what}.")
     )
+
+
+def _thresholds(result: dict, fitted: dict[str, dict]) -> str:
+    """F1 of each unit at 0.5 and at its fitted threshold."""
+    rows = [result["rows"][name]["action_units"] for name in (MODEL, CALIBRATED[True])]
+    lines = [
+        (
+            [
+                unit,
+                ", ".join(number(own["thresholds"].get(unit, 0.5)) for own in fitted.values()),
+                *(with_interval(row[unit]["f1"]) for row in rows),
+            ],
+            False,
+        )
+        for unit in result["action_units"]
+    ]
+    head = ["Action Unit", "threshold" + (" (folds)" if len(fitted) > 1 else ""), "F1 at 0.5", "F1 at the threshold"]
+    return f"<details><summary>Threshold and F1 of each Action Unit</summary>{_table(head, lines)}</details>"
 
 
 def _robustness(found: dict) -> str:
@@ -219,13 +244,18 @@ def _robustness(found: dict) -> str:
 
 
 def _formats(found: dict) -> str:
-    lines = [([f"invalid free text, {task}", number(share)], False) for task, share in found["invalid"].items()]
-    lines += [([f"contradictions, {pair}", number(share)], False) for pair, share in found["contradictions"].items()]
+    invalid = [
+        ([task, number(share), number(found["invalid_constrained"][task])], False)
+        for task, share in found["invalid"].items()
+    ]
+    contradictions = [([pair, number(share)], False) for pair, share in found["contradictions"].items()]
     return (
-        f"<h2>Form of the answers</h2><p class=note>On {found['pictures']} pictures. Invalid: plain greedy generation "
-        "without the grammar does not give one array of the right length and range; under the grammar none is "
-        "invalid. Contradictions: one format calls a unit clearly present (1, level 3 or more, 0.5 or more) and the "
-        "other clearly absent (0, level 0, 0.05 or less).</p>" + _table(["", "share"], lines)
+        f"<h2>Form of the answers</h2><p class=note>On {found['pictures']} pictures. Invalid is an answer that is not "
+        "one array of the right length and range. Contradictions: one format calls a unit clearly present (1, level 3 "
+        "or more, 0.5 or more) and the other clearly absent (0, level 0, 0.05 or less), of all pairs of picture and "
+        f"unit; asked about {', '.join(found['units'])}.</p>"
+        + _table(["invalid answers, share", "free text (plain generate)", "under the grammar"], invalid)
+        + _table(["contradictions between formats", "share"], contradictions)
     )
 
 

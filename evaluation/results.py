@@ -6,47 +6,62 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy
+import numpy as np
 import torch
 import transformers
 
 from au_llava import __version__
 
 from .answers import Answers
-from .calibration import apply, reliability
-from .compare import same_pictures
+from .calibration import apply_folds, own_people, reliability
+from .compare import compare_task, same_pictures
 from .data import PROTOCOLS
 from .published import PUBLISHED
-from .scores import score
+from .scores import CALIBRATED, MODEL, is_detection, score
 
 
 def summarise(
     answers: dict[str, Answers],
     settings: dict,
     command: str,
-    calibration: dict | None = None,
-    beside: dict[str, dict[str, Answers]] | None = None,
+    calibrations: dict[int, dict] | None = None,
+    beside: dict[str, tuple[dict[str, Answers], dict[int, dict]]] | None = None,
     resamples: int = 1000,
 ) -> dict:
     """Score every task, and note model, data, versions and command.
 
     Args:
         answers (`dict[str, Answers]`): From [`read_answers`].
-        settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `model`.
+        settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `models`.
         command (`str`): The command line that repeats it.
-        calibration (`dict`, *optional*): From [`calibration.load`]; adds a row and reliability after calibration.
-        beside (`dict`, *optional*): Other models' answers about the same pictures, by name and task.
+        calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]; adds a row, and reliability after
+            calibration.
+        beside (`dict`, *optional*): By name, other models' answers about the same pictures, and their calibrations: a
+            row for each, and a comparison with ours, like with like.
         resamples (`int`): Of people, for the intervals.
     """
-    tasks = {}
+    tasks, origin = {}, {name: settings[name] for name in ("dataset", "protocol")}
     for task, raw in answers.items():
-        fitted = (calibration or {}).get(task)
-        calibrated = apply(raw, fitted) if fitted else None
-        others = {name: same_pictures(raw, other[task])[1] for name, other in (beside or {}).items() if task in other}
+        fitted = own_people(calibrations or {}, task, origin)
+        calibrated = apply_folds(raw, fitted) if fitted else None
+        others, comparisons = {}, []
+        for name, (found, found_calibrations) in (beside or {}).items():
+            if task not in found:
+                continue
+            asked = np.isin(found[task].samples, raw.samples)  # with --limit, ours are some of theirs
+            _, others[name] = same_pictures(raw, found[task].take(asked))
+            comparisons += _comparisons(MODEL, name, raw, others[name], resamples)
+            own = own_people(found_calibrations, task, origin)
+            if own and is_detection(task):
+                better = f"{name}, fitted thresholds"
+                others[better] = apply_folds(others[name], own)
+                if calibrated is not None:
+                    comparisons += _comparisons(CALIBRATED[True], better, calibrated, others[better], resamples)
         tasks[task] = score(raw, calibrated, others, resamples) | {
             "published": _published(settings["dataset"], task),
+            "comparisons": comparisons,
             "calibration": {
-                "fitted": fitted,
+                "fitted": {str(fold): values for fold, values in fitted.items()},
                 "before": reliability(raw),
                 "after": reliability(calibrated) if calibrated else None,
             },
@@ -58,7 +73,7 @@ def summarise(
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {
             "au_llava": __version__,
-            "numpy": numpy.__version__,
+            "numpy": np.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
@@ -66,11 +81,17 @@ def summarise(
     }
 
 
+def _comparisons(ours: str, other: str, first: Answers, second: Answers, resamples: int) -> list[dict]:
+    """How two rows differ on average, by each score that is compared."""
+    rows = compare_task(first, second, resamples)
+    return [{"ours": ours, "other": other} | row for row in rows if row["action_unit"] == "mean"]
+
+
 def _protocol(settings: dict, answers: dict[str, Answers]) -> str:
     """The protocol in words, with what may be unfair about this use of it."""
     words = PROTOCOLS[settings["dataset"], settings["protocol"]]
     folds = {int(fold) for answer in answers.values() for fold in answer.folds}
-    if settings["model"] and "{fold}" not in settings["model"] and len(folds) > 1:
+    if len(settings["models"]) == 1 and len(folds) > 1:
         words += "; one model for all folds, which is fair only if it was trained on none of these people"
     if folds != {0} and len(folds) < 3:
         words += f"; only fold {', '.join(map(str, sorted(folds)))}"

@@ -8,9 +8,11 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageFilter
 
+from . import bootstrap
 from .answers import Answers
+from .calibration import apply_folds
 from .data import EvaluationSet, spread
-from .scores import is_detection, score_row
+from .scores import is_detection, sums
 
 
 CLEAN = "none"
@@ -83,24 +85,22 @@ def damaged(evaluation_set: EvaluationSet, pictures: int) -> EvaluationSet:
         seed = zlib.crc32(f"{evaluation_set.samples[source[row]]} {name}".encode())
         return harm(picture.convert("RGB"), strengths[strength - 1], np.random.default_rng(seed))
 
-    def picked(column):
-        return [column[row] for row in source]
-
+    worse = evaluation_set.take(source)
     return replace(
-        evaluation_set,
-        images=evaluation_set.images.select(source),
-        samples=[f"{sample} {name} {strength}" for sample, (name, strength) in zip(
-            picked(evaluation_set.samples), done, strict=True)],
-        subjects=picked(evaluation_set.subjects),
-        folds=picked(evaluation_set.folds),
-        labels={task: labels[source] for task, labels in evaluation_set.labels.items()},
+        worse,
+        samples=[f"{one} {name} {strength}" for one, (name, strength) in zip(worse.samples, done, strict=True)],
         groups=[{"damage": name, "strength": str(strength)} for name, strength in done],
         change=change,
-    )  # fmt: skip
+    )
 
 
-def curves(answers: dict[str, Answers], resamples: int = 200) -> dict:
+def curves(answers: dict[str, Answers], calibrations: dict[int, dict] | None = None, resamples: int = 200) -> dict:
     """Scores by damage and strength.
+
+    Args:
+        answers (`dict[str, Answers]`): By task, about a [`damaged`] set.
+        calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]: with their thresholds.
+        resamples (`int`): Of people, for the intervals.
 
     Returns:
         `dict`: By task `pictures`, `metric` (`f1` or `mae`), `clean` and, by damage, `unit`, `strengths` and `scores`,
@@ -108,12 +108,18 @@ def curves(answers: dict[str, Answers], resamples: int = 200) -> dict:
     """
     result = {}
     for task, answer in answers.items():
+        fitted = {fold: found[task] for fold, found in (calibrations or {}).items() if task in found}
+        answer = apply_folds(answer, fitted)
         metric = "f1" if is_detection(task) else "mae"
 
         def score(name: str, strength: int, answer=answer, metric=metric) -> dict:
             here = (answer.groups["damage"] == name) & (answer.groups["strength"] == str(strength))
             part = answer.take(here)
-            return score_row(part, part.values, part.expected_values, resamples)["mean"][metric]
+            people, scores = sums(part, part.values)
+            draws = bootstrap.mean_over(bootstrap.resample(people, scores, resamples)[metric], axis=1)
+            low, high = bootstrap.interval(draws)
+            value = float(bootstrap.mean_over(bootstrap.point(people, scores)[metric]))
+            return {"value": value, "low": low, "high": high}
 
         result[task] = {
             "pictures": int((answer.groups["damage"] == CLEAN).sum()),

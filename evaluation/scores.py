@@ -44,7 +44,8 @@ def score(
 
     Returns:
         `dict`: `action_units`, `samples`, `subjects`, `folds`, `unknown`, `base_rate` by unit, `rows`: for the
-        model's answer, its expected value, and each baseline what [`score_row`] gives, and `groups`.
+        model's answer, its expected value, and each baseline what [`score_row`] gives, and `groups`, of the calibrated
+        answers where there are any.
     """
     # A baseline is quite sure of what it says, and says the same of every picture.
     rows = {
@@ -67,12 +68,12 @@ def score(
         "unknown": int((~seen).sum()),
         "base_rate": dict(zip(answers.action_units, present.round(6).tolist(), strict=True)),
         "rows": rows,
-        "groups": group_scores(answers, resamples),
+        "groups": group_scores(answers if calibrated is None else calibrated, resamples),
     }
 
 
 def group_scores(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict[str, dict[str, dict]]:
-    """The model's scores on each group of pictures: by what is known of them, then by group.
+    """A model's scores on each group of pictures: by what is known of them, then by group.
 
     Returns:
         `dict`: E.g. `["skin"]["dark"]`, with `samples` and `mean` as in [`score_row`].
@@ -123,15 +124,11 @@ def score_row(
     """
     folds = [_compute(answers, values, probabilities, answers.folds == fold) for fold in np.unique(answers.folds)]
     pooled = _compute(answers, values, probabilities, slice(None)) if len(folds) > 1 else folds[0]
-    if is_detection(answers.task):
-        sums, scores = bootstrap.detection_sums(answers.labels, values), bootstrap.detection_scores
-    else:
-        sums, scores = bootstrap.intensity_sums(answers.labels, values), bootstrap.intensity_scores
-    draws = bootstrap.resample(bootstrap.per_subject(sums, answers.subjects, answers.folds), scores, resamples)
+    draws = draw_scores(answers, values, probabilities, resamples)
     names = [name for name in pooled if name not in ("unknown", "degenerate", "action_units")]
 
-    def entry(value, draw) -> dict[str, float]:
-        low, high = bootstrap.interval(draw) if draw is not None else (float("nan"), float("nan"))
+    def entry(value: float, draw: np.ndarray) -> dict[str, float]:
+        low, high = bootstrap.interval(draw)
         return {"value": float(value), "low": low, "high": high}
 
     per_unit, mean = {}, {}
@@ -139,13 +136,13 @@ def score_row(
         per_unit[unit] = {
             name: entry(
                 bootstrap.mean_over([fold["action_units"][unit][name] for fold in folds]),
-                draws[name][:, column] if name in draws else None,
+                draws[name][:, column],
             )
             for name in names
         }
     for name in names:
-        draw = bootstrap.mean_over(draws[name], axis=1) if name in draws else None
-        mean[name] = entry(bootstrap.mean_over([unit[name]["value"] for unit in per_unit.values()]), draw)
+        value = bootstrap.mean_over([unit[name]["value"] for unit in per_unit.values()])
+        mean[name] = entry(value, bootstrap.mean_over(draws[name], axis=1))
     return {
         "mean": mean,
         "action_units": per_unit,
@@ -153,6 +150,26 @@ def score_row(
         "pooled": {name: pooled[name] for name in names},
         "degenerate": pooled["degenerate"],
     }
+
+
+def sums(answers: Answers, values: np.ndarray) -> tuple:
+    """Each person's sums, and the function that makes scores of them, as [`bootstrap.resample`] takes them."""
+    if is_detection(answers.task):
+        found, scores = bootstrap.detection_sums(answers.labels, values), bootstrap.detection_scores
+    else:
+        found, scores = bootstrap.intensity_sums(answers.labels, values), bootstrap.intensity_scores
+    return bootstrap.per_subject(found, answers.subjects, answers.folds), scores
+
+
+def draw_scores(
+    answers: Answers, values: np.ndarray, probabilities: np.ndarray, resamples: int
+) -> dict[str, np.ndarray]:
+    """Each score of every resample of people: `(resamples, units)`."""
+    draws = bootstrap.resample(*sums(answers, values), resamples)
+    if is_detection(answers.task):
+        who = (answers.subjects, answers.folds)
+        draws |= bootstrap.resample_ranks(answers.labels, probabilities, *who, resamples)
+    return draws
 
 
 def _compute(answers: Answers, values: np.ndarray, probabilities: np.ndarray, rows: Sequence | slice) -> dict:

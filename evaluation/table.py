@@ -7,6 +7,7 @@ from .scores import MODEL, is_detection
 
 # The scores shown first, and whether more is better.
 HEADLINES = {True: ("f1", "balanced_accuracy", "roc_auc"), False: ("mae", "mae_nonzero", "icc31", "ccc")}
+LESS_IS_BETTER = ("mae", "mae_nonzero", "mse")
 NAMES = {
     "f1": "F1",
     "precision": "precision",
@@ -73,7 +74,7 @@ def task_table(task: str, result: dict) -> str:
         f"{task}: {result['samples']} pictures of {result['subjects']} people, {len(result['action_units'])} Action "
         f"Units; 95 % intervals over people"
     )
-    return "\n".join([head, "", columns(means), "", columns(per_unit), *remarks(rows[MODEL])])
+    return "\n".join([head, "", columns(means), "", columns(per_unit), *remarks(rows[MODEL]), *verdicts(result)])
 
 
 def remarks(row: dict) -> list[str]:
@@ -81,4 +82,31 @@ def remarks(row: dict) -> list[str]:
     units = {}
     for unit, note in row["degenerate"].items():
         units.setdefault(note, []).append(unit)
-    return [f"{', '.join(codes)}: {note}." for note, codes in units.items()]
+    everyone = len(row["action_units"])
+    return [
+        f"{f'all {everyone} units' if len(codes) == everyone else ', '.join(codes)}: {note}."
+        for note, codes in units.items()
+    ]
+
+
+def verdicts(result: dict) -> list[str]:
+    """Which of our rows and the rows of other models is better, in words, one line for each pair.
+
+    Args:
+        result (`dict`): A task's entry of `results.json`.
+    """
+    lines = []
+    for pair in result["comparisons"]:
+        low, high = pair["low"], pair["high"]
+        ours, other = (
+            f"{pair[who]} ({number(pair[value])})" for who, value in (("ours", "first"), ("other", "second"))
+        )
+        if low <= 0 <= high:
+            words = f"{ours} and {other} are not clearly apart"
+        elif (low > 0) != (pair["metric"] in LESS_IS_BETTER):
+            words = f"{ours} is better than {other}"
+        else:
+            words = f"{other} is better than {ours}"
+        span = f"{number(pair['difference'])} [{number(low)}, {number(high)}]"
+        lines.append(f"Mean {NAMES[pair['metric']]}: {words}; difference {span}.")
+    return lines

@@ -2,23 +2,37 @@
 
 import doctest
 import json
+import os
+import shutil
+import subprocess
 import sys
 from importlib import import_module
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_model
+import torch
+from accelerate import PartialState, debug_launcher
+from conftest import ROOT, tiny_model
+from dataset_trees import feafa_tree
 from huggingface_hub import ModelCard
 
 import evaluate_au
 from au_llava.action_units import PRESETS, TASKS
+from au_llava.datasets_scripts.disfa import PARTS
+from au_llava.datasets_scripts.feafa import find_recordings, in_random_test
+from au_llava.datasets_scripts.preparation import Settings, prepare
+from au_llava.datasets_scripts.recordings import Recording
+from au_llava.datasets_scripts.synthetic_faces.writer import write_split
+from baselines import linear_head
 from evaluation import calibration
 from evaluation.answers import read_answers
 from evaluation.data import read_set
 from evaluation.formats import check_formats
-from evaluation.predict import load, predict
+from evaluation.predict import load, predict, processes
 from evaluation.robustness import curves, damaged
+from evaluation.scores import score_row
 
 
 @pytest.fixture(scope="module")
@@ -44,27 +58,79 @@ def test_examples(name):
 
 
 def test_prediction_survives_a_kill(folder, faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.predict.PART", 8)
+    monkeypatch.setattr("evaluation.predict.PART", 4)
     whole = predict(faces, folder, tmp_path / "whole", batch_size=4)
     assert predict(faces, folder, tmp_path / "whole", batch_size=4).stat().st_mtime_ns == whole.stat().st_mtime_ns
 
     room = import_module("evaluation.predict")
     ask, calls = room._ask, []
 
-    def killed_in_the_fifth_part(*args):
-        calls.append(args[1:3])
-        if len(calls) == 5:
+    def killed_in_the_third_part(*args):
+        calls.append(args[2])
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return ask(*args)
 
-    monkeypatch.setattr(room, "_ask", killed_in_the_fifth_part)
+    monkeypatch.setattr(room, "_ask", killed_in_the_third_part)
     with pytest.raises(KeyboardInterrupt):
         predict(faces, folder, tmp_path / "killed", batch_size=4)
     assert not (tmp_path / "killed" / "predictions.parquet").exists()
     again = predict(faces, folder, tmp_path / "killed", batch_size=4)
     assert again.read_bytes() == whole.read_bytes()
-    assert len(calls) == 5 + 9 - 4, "nine parts, of which four were there"
+    assert len(calls) == 3 + 5 - 2, "five parts, of which two were there"
     assert [path.name for path in again.parent.iterdir()] == ["predictions.parquet"]
+
+
+def evaluate(*arguments):
+    """The command, as it is typed."""
+    argv, sys.argv = sys.argv, ["evaluate_au.py", *map(str, arguments), "--resamples", "20"]
+    try:
+        evaluate_au.main()
+    finally:
+        sys.argv = argv
+
+
+def evaluate_in_one_of_two(*arguments):
+    PartialState._reset_state()  # the fork copied that of the only process
+    evaluate(*arguments)
+
+
+def test_two_processes_give_what_one_gives(folder, tmp_path, monkeypatch):
+    room = import_module("evaluation.predict")
+    ask = room._ask
+
+    def signed(*args):
+        (tmp_path / f"process {processes().process_index}, picture {args[2][0]}").touch()
+        return ask(*args)
+
+    monkeypatch.setattr(room, "PART", 4)
+    monkeypatch.setattr(room, "_ask", signed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of each process; OpenMP does not survive a fork with more
+    arguments = ("--model", folder, "--limit", "20", "--tasks", "detection", "--output")
+    try:
+        debug_launcher(evaluate_in_one_of_two, (*arguments, tmp_path / "two"))
+        asked = sorted(path.name for path in tmp_path.glob("process*"))
+        evaluate(*arguments, tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
+    assert [name[:9] for name in asked] == ["process 0"] * 3 + ["process 1"] * 2
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
+    first, second = (json.loads((path / "results.json").read_text()) for path in (one, two))
+    assert first["tasks"] == second["tasks"]
+
+
+@pytest.mark.slow
+def test_torchrun_gives_what_one_process_gives(folder, tmp_path):
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2"])):
+        command = [sys.executable, *launcher, str(ROOT / "evaluate_au.py"), "--model", folder, "--limit", "300"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--output", str(tmp_path / name)], check=True, cwd=ROOT, env=environment)
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
+    first, second = (json.loads((path / "results.json").read_text()) for path in (one, two))
+    assert first["tasks"] == second["tasks"]
 
 
 def test_other_weights_start_anew(folder, faces, tmp_path, tokenizer, processor):
@@ -91,51 +157,64 @@ def test_stored_predictions_hold_what_the_model_said(folder, faces, tmp_path):
     assert set(pq.read_table(stored)["split"].to_pylist()) == {"test"}
 
 
-def test_command_scores_and_scores_again(folder, tmp_path, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate_au.py", *arguments, "--resamples", "20"])
-        evaluate_au.main()
-        return capsys.readouterr().out
-
+def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
-    out = run(
-        "--model",
-        folder,
-        "--output",
-        str(first),
-        "--limit",
-        "20",
-        "--update_card",
-        "--formats",
-        "4",
-        "--robustness",
-        "2",
-    )
+    more = ("--update_card", "--formats", "4", "--robustness", "2")
+    evaluate("--model", folder, "--output", first, "--limit", "20", *more)
+    out = capsys.readouterr().out
     assert "always positive" in out and "always zero" in out
-    run("--predictions", str(first), "--output", str(again))
+    evaluate("--predictions", first, "--output", again)
     results, rescored = (json.loads((path / "results.json").read_text()) for path in (first, again))
-    assert results["tasks"] == rescored["tasks"]
+    assert results["tasks"] == rescored["tasks"] and results["protocol"] == rescored["protocol"]
     assert 0 <= results["formats"]["invalid"]["detection"] <= 1
+    assert set(results["formats"]["invalid_constrained"].values()) == {0}
     page = (first / "report.html").read_text()
     assert "src='http" not in page and "<script" not in page and results["protocol"] in page
     assert page.count("data:image/jpeg") == 3, "best and worst faces of each task"
-    assert ModelCard.load(f"{folder}/README.md").data.eval_results[0].metric_type == "f1"
-    out = run("--compare", str(first), str(first), "--output", str(tmp_path / "compared"))
-    assert "[0.000, 0.000]" in out
+    card = ModelCard.load(f"{folder}/README.md")
+    assert card.data.eval_results[0].metric_type == "f1"
+    for line in ("| skin: ", "| gender: ", "| age: ", "| occlusion (", "| rotation (", "| under the grammar |"):
+        assert line in card.text, line
+    capsys.readouterr()
+    evaluate("--compare", first, first, "--output", tmp_path / "compared")
+    assert "[0.000, 0.000]" in capsys.readouterr().out
 
 
-def test_calibrating_reads_only_the_validation_split(folder, tmp_path, monkeypatch):
-    from au_llava.datasets_scripts.synthetic_faces.writer import write_split
-
-    write_split(tmp_path, "validation", 6)
+def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
+    write_split(tmp_path / "held", "validation", 6)
     write_split(tmp_path, "test", 6)
-    command = (
-        f"evaluate_au.py --model {folder} --data_dir {tmp_path} --output {tmp_path}/out --calibrate --resamples 10"
-    )
-    monkeypatch.setattr(sys, "argv", [*command.split(), "--tasks", "detection"])
-    evaluate_au.main()
+    arguments = ("--model", folder, "--data_dir", tmp_path, "--validation_dir", tmp_path / "held", "--calibrate")
+    evaluate(*arguments, "--tasks", "detection", "intensity_level", "--output", tmp_path / "first")
     stored = calibration.load(folder)
-    assert stored == calibration.fit(read_answers(tmp_path / "out" / "validation"))
+    assert {0: stored} == calibration.fit_folds(tmp_path / "first" / "validation")
+    assert stored["detection"]["fitted_on"] == {"dataset": "synthetic", "protocol": "standard", "fold": 0}
+
+    answers, tasks = (
+        read_answers(tmp_path / "first"),
+        json.loads((tmp_path / "first" / "results.json").read_text())["tasks"],
+    )
+    for task, raw in answers.items():
+        after = calibration.apply(raw, stored[task])
+        assert tasks[task]["calibration"]["before"]["brier"] == calibration.reliability(raw)["brier"]
+        assert tasks[task]["calibration"]["after"]["ece"] == calibration.reliability(after)["ece"]
+    at_half, at_fitted = (tasks["detection"]["rows"][row] for row in ("AU-LLaVA", "AU-LLaVA, fitted thresholds"))
+    after = calibration.apply(answers["detection"], stored["detection"])
+    expected = score_row(after, after.values, after.expected_values, resamples=20)
+    assert at_fitted["mean"]["f1"] == expected["mean"]["f1"] != at_half["mean"]["f1"]
+    page = (tmp_path / "first" / "report.html").read_text()
+    assert page.count("Reliability of the probability") == 2 * 2 and "F1 at the threshold" in page
+
+    for shard in tmp_path.glob("test-*.parquet"):  # other labels of the test pictures change nothing that was fitted
+        table = pq.read_table(shard)
+        place = table.column_names.index("occurrences")
+        flipped = pa.array([[1 - value for value in row] for row in table["occurrences"].to_pylist()])
+        pq.write_table(table.set_column(place, "occurrences", flipped.cast(table.schema.field(place).type)), shard)
+    evaluate(*arguments, "--tasks", "detection", "--output", tmp_path / "second")
+    flipped = read_answers(tmp_path / "second")["detection"]
+    assert np.array_equal(flipped.labels, 1 - answers["detection"].labels)
+    assert np.array_equal(flipped.values, answers["detection"].values) and calibration.load(folder) == {
+        "detection": stored["detection"]
+    }
     calibration.store({}, folder)
 
 
@@ -151,10 +230,6 @@ def test_calibration_is_stored_with_the_processor(folder):
 @pytest.fixture(scope="module")
 def disfa_crops(tmp_path_factory):
     """Prepared crops in the shape of DISFA: two people of each fold."""
-    from au_llava.datasets_scripts.disfa import PARTS
-    from au_llava.datasets_scripts.preparation import Settings, prepare
-    from au_llava.datasets_scripts.recordings import Recording
-
     root = tmp_path_factory.mktemp("disfa")
     for place, picture in enumerate(read_set("synthetic", limit=3).pictures([0, 1, 2])):
         picture.save(root / f"{place + 1}.png")
@@ -179,6 +254,81 @@ def test_protocols_of_disfa(disfa_crops):
     assert standard.pictures([4])[0].size == (224, 224)
     with pytest.raises(ValueError, match="no fold 2"):
         read_set("synthetic", fold=2)
+
+
+@pytest.mark.parametrize("protocol", ["standard", "paper"])
+def test_validation_people_are_no_test_people(disfa_crops, protocol):
+    for fold in (1, 2, 3):
+        held, train, test = (
+            read_set("disfa", disfa_crops, split, protocol, fold) for split in ("validation", "train", "test")
+        )
+        assert held.split == "validation" and len(held) == 3
+        assert set(held.subjects) < set(train.subjects) and not set(test.subjects) & set(train.subjects)
+
+
+def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
+    for fold in (1, 2, 3):
+        shutil.copytree(folder, tmp_path / f"model{fold}")
+    data = ("--dataset", "disfa", "--data_dir", disfa_crops)
+    one = ("--tasks", "detection", "--output")
+    evaluate("--model", tmp_path / "model{fold}", *data, "--calibrate", *one, tmp_path / "out")
+    for fold in (1, 2, 3):
+        stored = calibration.load(tmp_path / f"model{fold}")
+        assert stored["detection"]["fitted_on"] == {"dataset": "disfa", "protocol": "standard", "fold": fold}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["tasks"]["detection"]["calibration"]["fitted"]) == ["1", "2", "3"]
+    assert "one model for all folds" not in results["protocol"]
+    with pytest.raises(ValueError, match="would have seen test people"):
+        evaluate("--model", tmp_path / "model1", *data, "--fold", 2, *one, tmp_path / "wrong")
+    with pytest.raises(SystemExit):
+        evaluate("--model", folder, *data, "--calibrate", "--output", tmp_path / "wrong")
+
+
+def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, monkeypatch, capsys):
+    head, ours = tmp_path / "head", tmp_path / "ours"
+    data = ["--model", folder, "--dataset", "disfa", "--data_dir", str(disfa_crops)]
+    monkeypatch.setattr(sys, "argv", ["linear_head", *data, "--calibrate", "--output", str(head)])
+    linear_head.main()
+    assert set(read_answers(head)) == {"detection", "intensity_level"}
+    evaluate(*data, "--tasks", "detection", "--output", ours, "--beside", head)
+    results = json.loads((ours / "results.json").read_text())
+    result = results["tasks"]["detection"]
+    assert {"head", "head, fitted thresholds"} < set(result["rows"])
+    assert [pair["metric"] for pair in result["comparisons"]] == ["f1", "roc_auc"]
+    assert "Mean F1: " in capsys.readouterr().out and "one model for all folds" in results["protocol"]
+    evaluate("--predictions", ours, "--output", tmp_path / "again")  # knows the data set that it is about
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["settings"]["dataset"] == "disfa" and again["tasks"]["detection"]["published"] == result["published"]
+    assert again["protocol"] == results["protocol"]
+
+
+def test_linear_head_learns_and_says_the_base_rate_where_it_cannot():
+    random = np.random.default_rng(0)
+    features, people = random.normal(size=(60, 4)), [f"P{row % 6}" for row in range(60)]
+    labels = np.stack([features[:, 0] > 0, np.zeros(60), np.where(np.arange(60) % 6 == 0, 1, np.nan)], 1).astype(float)
+    heads = linear_head.fit("detection", features, labels, people)
+    found = linear_head.answer("detection", heads, features)
+    assert found.shape == (60, 3, 2) and np.allclose(found.sum(-1), 1)
+    assert (found[:, 0].argmax(-1) == labels[:, 0]).mean() > 0.95
+    assert (found[:, 1, 1] == 0).all() and (found[:, 2, 1] == 1).all()
+    heads = linear_head.fit("intensity", features, np.clip(features[:, 1:2] / 4 + 0.5, 0, 1), people)
+    mean = linear_head.answer("intensity", heads, features)[:, 0] @ np.array(TASKS["intensity"].values)
+    assert np.abs(mean - np.clip(features[:, 1] / 4 + 0.5, 0, 1)).max() < 0.05
+
+
+def test_protocols_of_feafa(folder, tmp_path, capsys):
+    prepare(find_recordings(feafa_tree(tmp_path / "feafa")), tmp_path / "crops", Settings(detector="none"))
+    standard = read_set("feafa", tmp_path / "crops")
+    assert len(standard) == 12 and sorted(set(standard.folds)) == [1, 2, 3]
+    data = ("--dataset", "feafa", "--data_dir", tmp_path / "crops", "--protocol", "paper")
+    evaluate("--model", folder, *data, "--output", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["intensity"]
+    drawn = sum(in_random_test("PV001", frame) for frame in range(10))
+    assert found["samples"] == drawn + in_random_test("PV008", 3) + in_random_test("PV003", 0) > 0
+    assert found["folds"] == [0]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("it leaks") >= 2 and "a misprint, ten times too large" in page
+    assert "RA-UWML, published" in capsys.readouterr().out
 
 
 def test_missing_shards_say_how_to_make_them(tmp_path):

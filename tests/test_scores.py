@@ -1,25 +1,27 @@
 """What is computed from stored answers: scores, intervals over people, comparison, calibration, the card."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from sklearn.metrics import brier_score_loss, f1_score
+from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
 from au_llava.action_units import PRESETS, TASKS
 from au_llava.readout_au_llava import Recognition
 from evaluation import bootstrap, calibration
-from evaluation.answers import Answers
+from evaluation.answers import Answers, decide
 from evaluation.card import update_card
 from evaluation.compare import compare
 from evaluation.published import PUBLISHED
 from evaluation.results import summarise
 from evaluation.scores import MODEL, score, score_row
+from evaluation.table import verdicts
 
 
-SETTINGS = {"dataset": "synthetic", "protocol": "standard", "split": "test", "model": "m", "predictions": None}
+SETTINGS = {"dataset": "synthetic", "protocol": "standard", "split": "test", "models": ["m"]}
 
 
 def make_answers(task="detection", split="test", seed=0, people=12, folds=(0,), noise=1.0) -> Answers:
@@ -62,6 +64,26 @@ def test_intervals_resample_people_not_pictures():
     assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
     # Ten people of whom seven are right: the share of right ones has this standard deviation.
     assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx((0.7 * 0.3 / 10) ** 0.5, rel=0.2)
+
+
+def test_resampled_ranks_agree_with_scikit_learn():
+    random = np.random.default_rng(0)
+    labels = np.where(random.random(200) < 0.1, np.nan, random.random(200) < 0.3)
+    probability = (random.random(200) * 0.7 + np.nan_to_num(labels) * 0.3).round(1)  # with many ties
+    owner, seen = random.integers(0, 15, 200), ~np.isnan(labels)
+    (weights,) = bootstrap.draw_people([15], 20)
+    found = bootstrap.rank_scores(labels, probability, owner, weights)
+    for row, weight in enumerate(weights[:, owner][:, seen]):
+        for score_of, ours in zip((roc_auc_score, average_precision_score), found[:, row], strict=True):
+            assert ours == pytest.approx(score_of(labels[seen], probability[seen], sample_weight=weight))
+    assert bootstrap.rank_scores(np.ones(15), np.ones(15), np.arange(15), weights)[:, 0].tolist() == [0.5, 1]
+
+
+def test_ranks_have_intervals_over_people():
+    row = score_row(answers := make_answers(folds=(1, 2)), answers.values, answers.expected_values, resamples=100)
+    for name in ("roc_auc", "average_precision"):
+        for entry in (row["mean"][name], *(unit[name] for unit in row["action_units"].values())):
+            assert entry["low"] < entry["value"] < entry["high"]
 
 
 def test_mean_over_folds_then_units():
@@ -115,9 +137,51 @@ def test_thresholds_never_see_test_data(tmp_path):
     flipped = Answers(**{**test.__dict__, "labels": 1 - test.labels})
     one, other = (calibration.apply(answers, fitted) for answers in (test, flipped))
     assert np.array_equal(one.values, other.values), "answers do not depend on test labels"
-    results = summarise({"detection": test}, SETTINGS, "c", {"detection": fitted}, resamples=10)
-    assert results["tasks"]["detection"]["calibration"]["fitted"] == fitted
+    results = summarise({"detection": test}, SETTINGS, "c", {0: {"detection": fitted}}, resamples=10)
+    assert results["tasks"]["detection"]["calibration"]["fitted"] == {"0": fitted}
     assert f"{MODEL}, fitted thresholds" in results["tasks"]["detection"]["rows"]
+
+
+def test_a_calibration_of_another_fold_is_refused():
+    fitted = calibration.fit({"detection": make_answers(split="validation", folds=(1,))})["detection"]
+    fitted["fitted_on"] = {"dataset": "disfa", "protocol": "standard", "fold": 1}
+    test, disfa = make_answers(folds=(1, 2)), SETTINGS | {"dataset": "disfa"}
+    with pytest.raises(ValueError, match="fold 2"):
+        summarise({"detection": test}, disfa, "c", {1: {"detection": fitted}, 2: {"detection": fitted}})
+    other = SETTINGS | {"dataset": "bp4d"}  # other people
+    summarise({"detection": test}, other, "c", dict.fromkeys((1, 2), {"detection": fitted}), resamples=10)
+
+
+def test_each_fold_has_its_own_thresholds():
+    test = make_answers(folds=(1, 2))
+    fitted = {fold: {"temperature": float(fold), "thresholds": {"AU1": fold / 3}} for fold in (1, 2)}
+    whole = calibration.apply_folds(test, fitted)
+    for fold in (1, 2):
+        part = calibration.apply(test.take(test.folds == fold), fitted[fold])
+        assert np.array_equal(whole.values[test.folds == fold], part.values)
+        assert np.array_equal(whole.distributions[test.folds == fold], part.distributions)
+    assert not np.array_equal(whole.values, test.values)
+
+
+def test_the_better_of_two_models_is_named():
+    good, bad = make_answers(noise=0.5), make_answers(noise=3)
+    own = {0: calibration.fit({"detection": make_answers(split="validation", noise=3)})}
+    one, other = (
+        summarise({"detection": ours}, SETTINGS, "c", own, {"head": ({"detection": theirs}, own)}, resamples=100)
+        for ours, theirs in ((good, bad), (bad, good))
+    )
+    first, second = (verdicts(found["tasks"]["detection"]) for found in (one, other))
+    assert [line.split(":")[0] for line in first] == ["Mean F1", "Mean ROC-AUC"] * 2
+    assert re.match(rf"Mean F1: {MODEL} \(.*\) is better than head \(", first[0])
+    assert re.match(rf"Mean F1: head \(.*\) is better than {MODEL} \(", second[0])
+    assert re.match(rf"Mean F1: head, fitted .* is better than {MODEL}, fitted", second[2])
+    assert "head, fitted thresholds" in other["tasks"]["detection"]["rows"]
+    good, bad = make_answers("intensity", noise=0.5), make_answers("intensity", noise=3)
+    found = summarise({"intensity": good}, SETTINGS, "c", None, {"head": ({"intensity": bad}, {})}, resamples=100)
+    for line in verdicts(found["tasks"]["intensity"]):  # MAE, where less is better, and ICC
+        assert re.search(rf": {MODEL} \(.*\) is better than head", line)
+    found = summarise({"intensity": good}, SETTINGS, "c", None, {"head": ({"intensity": good}, {})}, resamples=100)
+    assert "not clearly apart" in verdicts(found["tasks"]["intensity"])[0]
 
 
 def test_thresholds_and_temperatures_are_the_best():
@@ -150,6 +214,21 @@ def test_reports_and_users_get_the_same_calibrated_answers(task, processor):
     found = calibrated.calibrate(raw, task, answers.action_units)
     np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
     np.testing.assert_allclose(found.expected_values, expected.expected_values, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("decision", ["mode", "mean", "median"])
+def test_reports_decide_as_the_model_does(task, decision):
+    answers, grid = make_answers(task), torch.tensor(TASKS[task].values)
+    tensors = {
+        name: torch.tensor(answers.__dict__[name]).float() for name in ("values", "expected_values", "distributions")
+    }
+    raw = Recognition(sequences=None, probabilities=tensors["values"], forwards=1, **tensors)
+    found = decide(answers, decision).values
+    if task != "detection":
+        np.testing.assert_allclose(found, raw.decide(decision, grid).values, atol=1e-6)
+    else:
+        assert found is answers.values, "yes or no, however it is decided"
 
 
 def test_reliability():

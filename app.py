@@ -29,6 +29,7 @@ from au_llava.photos import load_pipeline, questions
 
 
 KEPT = 15 * 60  # seconds that an uploaded file may lie on the server
+RATE = 10  # frames of a second, at most
 DEFAULT, OWN = "each task's own list", "my own list"
 INTRODUCTION = """\
 # AU-LLaVA: facial Action Units
@@ -48,12 +49,6 @@ THEME = gr.themes.Default(
 ).set(button_primary_background_fill="*primary_600", color_accent="*primary_600")
 
 
-def _as_it_came(component):
-    """Hand on the uploaded file itself, so that what is wrong with it is told in words, not by Gradio."""
-    component.preprocess = lambda payload: payload and payload.path
-    return component
-
-
 def build(pipe, detector: str = "auto") -> gr.Blocks:
     """The page around a pipeline.
 
@@ -69,17 +64,18 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
             raise ValueError("Your own list of Action Units is empty; choose at least one.")
         return questions(tasks, {DEFAULT: None, OWN: ",".join(own)}.get(preset, preset))
 
-    def photo(path: str | None, tasks: list[str], preset: str, own: list[str], is_face: bool) -> str:
+    # Gradio hands on what the page sends as it came, so that what is wrong with a file is told in words.
+    def photo(file: dict | None, tasks: list[str], preset: str, own: list[str], is_face: bool) -> str:
         """Recognise the Action Units of every face in a photograph; the answer is HTML."""
         try:
-            if not path:
+            if not (file and file["path"]):
                 raise ValueError("There is no photograph yet; upload one, take one, or choose an example.")
-            return show_photo(pipe, path, asked(tasks, preset, own), "none" if is_face else detector)
+            return show_photo(pipe, file["path"], asked(tasks, preset, own), "none" if is_face else detector)
         except (ValueError, OSError) as error:
             return show_error(str(error))
 
     def video(
-        path: str | None,
+        file: dict | None,
         tasks: list[str],
         preset: str,
         own: list[str],
@@ -88,9 +84,11 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
     ) -> str:
         """Recognise the Action Units of the faces in a video over time; the answer is HTML."""
         try:
-            if not path:
+            if not (file and file["path"]):
                 raise ValueError("There is no video yet; upload or record one.")
-            return show_video(pipe, path, asked(tasks, preset, own), rate, detector, progress)
+            return show_video(
+                pipe, file["path"], asked(tasks, preset, own), min(max(rate, 1), RATE), detector, progress
+            )
         except (ValueError, OSError) as error:
             return show_error(str(error))
 
@@ -100,10 +98,10 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
             gr.HTML(f'<p class="au-note">{SYNTHETIC_ONLY}</p>')
         with gr.Tab("Photograph"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                picture = _as_it_came(gr.Image(
+                picture = gr.Image(
                     label="Photograph", sources=["upload", "webcam", "clipboard"], height=320, buttons=[],
                     alt_text="The photograph to recognise", webcam_options=gr.WebcamOptions(mirror=False),
-                ))  # fmt: skip
+                )  # fmt: skip
                 chosen = _choices("detection")
                 is_face = gr.Checkbox(label="The picture is one face, cut out already")
                 start = gr.Button("Recognise", variant="primary")
@@ -116,20 +114,20 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=300):
                 found.render()
-        start.click(photo, inputs, found, api_name="photo")
-        examples.load_input_event.then(photo, inputs, found, api_visibility="private")
+        start.click(photo, inputs, found, api_name="photo", preprocess=False)
+        examples.load_input_event.then(photo, inputs, found, preprocess=False, api_visibility="private")
         with gr.Tab("Video"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                film = _as_it_came(gr.Video(
+                film = gr.Video(
                     label="Video", sources=["upload", "webcam"], height=320, buttons=[],
                     webcam_options=gr.WebcamOptions(mirror=False),
-                ))  # fmt: skip
+                )  # fmt: skip
                 chosen = _choices("intensity_level")
-                rate = gr.Slider(1, 10, 2, step=1, label="Frames looked at in each second")
+                rate = gr.Slider(1, RATE, 2, step=1, label="Frames looked at in each second")
                 start = gr.Button("Recognise", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 line = gr.HTML(elem_id="video-answer")
-        start.click(video, [film, *chosen, rate], line, api_name="video")
+        start.click(video, [film, *chosen, rate], line, api_name="video", preprocess=False)
         gr.Markdown(LIMITS)
     return blocks
 

@@ -7,13 +7,17 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import cv2
 import numpy as np
 import pytest
-from conftest import tiny_model
+import yaml
+from conftest import ROOT, tiny_model
 from PIL import Image
 from skimage.data import astronaut
 
@@ -227,13 +231,16 @@ def test_the_page_asks_what_was_chosen(pipe, pair):
     blocks = build(pipe, "cascade")
     assert not blocks.analytics_enabled and blocks.delete_cache == (60, 900)
     photo, video = (next(f.fn for f in blocks.fns.values() if f.api_name == name) for name in ("photo", "video"))
-    assert [row[0] for row in rows_of(photo(pair, ["detection"], OWN, ["AU12", "FEAFA3"], True))] == ["AU12", "FEAFA3"]
-    assert len(rows_of(photo(pair, ["detection"], DEFAULT, [], False))) == 2 * 12
-    assert len(rows_of(photo(pair, ["detection", "intensity"], "disfa8", [], True))) == 2 * 8
+    assert [row[0] for row in rows_of(photo({"path": pair}, ["detection"], OWN, ["AU12", "FEAFA3"], True))] == [
+        "AU12",
+        "FEAFA3",
+    ]
+    assert len(rows_of(photo({"path": pair}, ["detection"], DEFAULT, [], False))) == 2 * 12
+    assert len(rows_of(photo({"path": pair}, ["detection", "intensity"], "disfa8", [], True))) == 2 * 8
     for arguments, told in (
         ((None, ["detection"], DEFAULT, [], False), "There is no photograph yet"),
-        ((pair, [], DEFAULT, [], False), "No task is ticked"),
-        ((pair, ["detection"], OWN, [], False), "own list of Action Units is empty"),
+        (({"path": pair}, [], DEFAULT, [], False), "No task is ticked"),
+        (({"path": pair}, ["detection"], OWN, [], False), "own list of Action Units is empty"),
     ):
         assert re.match(f'<p class="au-error" role="alert">.*{told}', photo(*arguments))
     assert "There is no video yet" in video(None, ["detection"], DEFAULT, [], 2)
@@ -276,3 +283,163 @@ def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monk
 def test_a_camera_that_is_not_there_is_named(folder, capsys):
     assert main(["recognize", "77", "--model", folder, "--detector", "none"]) == 2
     assert "au-llava: 77: no camera of this number can be opened" in capsys.readouterr().err
+
+
+GUIDE = (ROOT / "docs/web_page.md").read_text()
+SPACE = re.search(r"```yaml\n---\n(.*?)---\n```", GUIDE, re.DOTALL)[1]
+NEEDS = re.search(r"`requirements.txt`:\n\n```text\n(.*?)```", GUIDE, re.DOTALL)[1].split()
+
+
+def test_the_guide_s_space_is_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    card = yaml.safe_load(SPACE)
+    assert f"gradio=={card['sdk_version']}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert (ROOT / card["app_file"]).is_file() and card["license"] == "apache-2.0"
+    assert {need.replace("-headless", "") for need in NEEDS} <= set(project["dependencies"])
+
+
+@pytest.mark.slow
+def test_a_space_needs_no_more_than_the_guide_lists():
+    """What it does not list is made absent before the page is imported."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {need.replace("-headless", "") for need in NEEDS}
+    named = {"scikit-learn": "sklearn"}
+    absent = [re.match(r"[\w-]+", need)[0] for need in project["dependencies"] if need not in listed]
+    absent = [named.get(name, name) for name in absent]
+    assert "peft" in absent and "sklearn" in absent
+    brought = ("huggingface-hub", "jinja2", "numpy", "pillow", "safetensors", "tqdm")  # by those listed
+    absent = [name for name in absent if name not in brought]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import app; app.load_pipeline(); print('works')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "works\n", done.stderr[-2000:]
+
+
+@pytest.fixture
+def site(pipe, tmp_path, monkeypatch):
+    """The page, served; what it asked of other machines, and which files it holds."""
+    pytest.importorskip("gradio", reason="needs the extra [app]")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    import gradio
+
+    from au_llava.app import launch
+
+    outside = []
+
+    def note(event, arguments):
+        if event == "socket.connect" and arguments[1][0] not in ("127.0.0.1", "::1", "localhost"):
+            outside.append(arguments[1])
+
+    sys.addaudithook(note)
+    _, address, _ = launch(pipe, "cascade", prevent_thread_lock=True, quiet=True)
+    yield address, outside, tmp_path / "uploads"
+    gradio.close_all(verbose=False)
+
+
+@pytest.mark.slow
+def test_files_of_the_server_are_not_for_visitors(site, tmp_path):
+    address, *_ = site
+    Image.open(ROOT / "examples/smile.jpg").save(tmp_path / "private.jpg")
+    for path in (tmp_path / "private.jpg", ROOT / "examples/smile.jpg"):
+        file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        call = Request(
+            f"{address}gradio_api/call/photo", json.dumps({"data": [file, ["detection"], "bp4d", [], 1]}).encode()
+        )
+        call.add_header("Content-Type", "application/json")
+        number = json.load(urlopen(call))["event_id"]
+        told = urlopen(f"{address}gradio_api/call/photo/{number}").read().decode()
+        assert told.startswith("event: error") and "<table" not in told
+
+
+@pytest.mark.slow
+def test_in_a_browser(site, pipe, pair, tmp_path):
+    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright, the Python package")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"needs Chromium at {CHROMIUM}")
+    address, outside, uploads = site
+    Image.open(pair).resize((640, 480)).save(tmp_path / "camera.mjpeg", "JPEG")
+    (tmp_path / "text.png").write_text("no picture")
+    film = cv2.VideoWriter(str(tmp_path / "clip.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (420, 220))
+    for _ in range(10):
+        film.write(cv2.imread(pair))
+    film.release()
+    flags = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    flags.append(f"--use-file-for-fake-video-capture={tmp_path / 'camera.mjpeg'}")
+    with sync.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        view = browser.new_page(viewport={"width": 400, "height": 800})
+        view.set_default_timeout(180_000)
+        errors, asked = [], []
+        view.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        view.on("pageerror", lambda error: errors.append(str(error)))
+        view.on("request", lambda request: asked.append(request.url))
+        view.goto(address)
+        answer, start = view.locator("#photo-answer"), view.get_by_role("button", name="Recognise")
+
+        # a photograph in, bars out
+        view.locator("input[type=file]").set_input_files(pair)
+        view.get_by_alt_text("The photograph to recognise").wait_for()
+        start.click()
+        answer.locator("table").nth(1).wait_for()
+        faces = pipe(pair, detector="cascade")
+        units = [unit for face in faces for unit in face["action_units"].values()]
+        assert len(faces) == 2 and answer.get_by_role("row").count() == 2 + len(units)
+        shares = answer.locator(".track div").evaluate_all(
+            "bars => bars.map(bar => bar.clientWidth / bar.parentElement.clientWidth)"
+        )
+        assert shares == pytest.approx([unit["expected_value"] for unit in units], abs=0.02)
+        assert answer.locator("img").evaluate_all("all => all.every(one => one.alt && one.naturalWidth > 0)")
+        answer.get_by_text("The exact text").click()
+        assert answer.get_by_text("Task: detect which facial Action Units").is_visible()
+        with view.expect_download() as download:
+            answer.get_by_role("link", name="Download CSV").click()
+        assert len(download.value.path().read_text().splitlines()) == 3
+        assert view.evaluate("document.documentElement.scrollWidth") <= 400
+        named = "all => all.every(one => one.ariaLabel || one.innerText || one.labels?.length)"
+        assert view.locator("button:visible, input:visible").evaluate_all(named)
+
+        # a list of one's own
+        view.get_by_label("Action Units", exact=True).click()
+        view.get_by_role("option", name="my own list").click()
+        view.get_by_label("My own list").click()
+        view.get_by_role("option", name="AU12 Lip Corner Puller").click()
+        view.keyboard.press("Escape")
+        start.click()
+        answer.locator("tbody tr").nth(2).wait_for(state="detached")
+        assert answer.locator("tbody th").all_inner_texts() == ["AU12", "AU12"]
+
+        # an example, a file that is no picture, the camera
+        view.get_by_role("button", name="smile").click()
+        answer.get_by_text("1 face (").wait_for()
+        view.get_by_role("button", name="Remove Image").click()
+        view.locator("input[type=file]").set_input_files(tmp_path / "text.png")
+        view.wait_for_function("document.querySelector('[alt=\"The photograph to recognise\"]')")
+        start.click()
+        answer.get_by_role("alert").wait_for()
+        assert answer.inner_text() == "text.png: no picture in it; replace it, or convert it to PNG or JPEG."
+        view.get_by_role("button", name="Remove Image").click()
+        view.get_by_role("button", name="Capture from camera").click()
+        view.get_by_role("button", name="Click to Access Webcam").click()
+        view.get_by_role("button", name="capture photo").click()
+        view.get_by_alt_text("The photograph to recognise").wait_for()
+        start.click()
+        answer.get_by_text("2 faces (").wait_for()
+
+        # a video
+        view.get_by_role("tab", name="Video").click()
+        view.locator("input[type=file]:visible, [role=tabpanel]:visible input[type=file]").set_input_files(
+            tmp_path / "clip.webm"
+        )
+        view.locator("video").wait_for()
+        view.get_by_role("button", name="Recognise").locator("visible=true").click()
+        view.locator("#video-answer .wide img").wait_for()
+        assert view.locator("#video-answer").get_by_text("2 faces followed").is_visible()
+        assert view.evaluate("document.documentElement.scrollWidth") <= 400
+        browser.close()
+    assert not errors
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == [] and not outside
+    import gradio
+
+    assert {"clip.webm", "text.png"} <= {path.name for path in uploads.rglob("*")}
+    gradio.close_all(verbose=False)
+    left = {path.name for path in uploads.rglob("*") if path.is_file()}
+    assert left == {path.name for path in (ROOT / "examples").glob("*.jpg")}  # which came with the page

@@ -1,0 +1,130 @@
+"""How the pipeline asks: read-out, decision, batches, memory, threads, devices."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from au_llava import AuLlavaForConditionalGeneration
+from au_llava.pipeline_au_llava import FacialActionUnitPipeline
+
+
+def make(model, processor, **settings):
+    return FacialActionUnitPipeline(
+        model=model, processor=processor, task="facial-action-units", detector="none", **settings
+    )
+
+
+@pytest.fixture
+def pipe(model, processor):
+    return make(model, processor)
+
+
+@pytest.fixture
+def crops():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+def values(results):
+    return [[unit["value"] for unit in face["action_units"].values()] for (face,) in results]
+
+
+def test_readout_and_decision_reach_the_model(pipe, crops):
+    passes = []
+    pipe.model.lm_head.register_forward_hook(lambda *_: passes.append(1))
+    (face,) = pipe(crops[0], task="intensity", readout="parallel", decision="mean")
+    assert len(passes) == 1
+    for unit in face["action_units"].values():
+        assert unit["value"] == unit["expected_value"]
+    for settings in ({"readout": "magic"}, {"decision": "best"}):
+        with pytest.raises(ValueError, match="accepted"):
+            pipe(crops[0], **settings)
+
+
+def test_a_batch_that_memory_has_no_room_for_is_halved_and_nothing_is_lost(pipe, crops, caplog):
+    expected = values(pipe(crops, batch_size=1))
+    sizes = []
+
+    def crowd(module, arguments, outputs):
+        """With more than two pictures, really ask for more memory than any machine has."""
+        sizes.append(len(arguments[0]))
+        if sizes[-1] > 2:
+            torch.empty(2**56)
+
+    pipe.model.model.vision_tower.register_forward_hook(crowd)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    assert values(pipe(crops, batch_size=4)) == expected
+    assert sizes == [4, 2, 2, 1]
+    assert values(pipe(crops, batch_size=4)) == expected
+    assert sizes[4:] == [2, 2, 1]
+    logger.removeHandler(caplog.handler)
+    assert caplog.text.count("Memory ran out at 4 faces; going on with 2 at a time") == 1
+
+
+def test_other_errors_of_the_model_are_not_taken_for_lack_of_memory(pipe, crops):
+    def fail(*_):
+        raise RuntimeError("something else")
+
+    pipe.model.model.vision_tower.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        pipe(crops)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_threads_ahead_change_neither_order_nor_errors(pipe, crops, tmp_path, workers):
+    (tmp_path / "empty.jpg").touch()
+    mixed = [crops[0], str(tmp_path / "empty.jpg"), *crops[1:]]
+    results = pipe(mixed, batch_size=2, num_workers=workers)
+    assert "empty.jpg" in results.pop(1)["error"]
+    assert values(results) == values([pipe(crop) for crop in crops])
+
+
+def test_a_negative_number_of_threads_is_refused(pipe, crops):
+    with pytest.raises(ValueError, match="num_workers is -1"):
+        pipe(crops, num_workers=-1)
+
+
+def test_faces_are_found_while_the_model_is_at_work(pipe, crops):
+    """Without any thread ahead, the second photograph would be opened after the first answer."""
+    seen = []
+
+    def stream():
+        for number, crop in enumerate(crops):
+            seen.append(number)
+            yield crop
+
+    next(pipe(stream(), batch_size=1))
+    assert len(seen) > 1
+
+
+def test_static_shapes_fill_the_last_batch(pipe, crops):
+    sizes = []
+    pipe.model.model.vision_tower.register_forward_hook(lambda _, arguments, __: sizes.append(len(arguments[0])))
+    assert values(pipe(crops, batch_size=2, static_shapes=True)) == values([pipe(crop) for crop in crops])
+    assert sizes[:3] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("settings", [{"dtype": torch.bfloat16}, {"device_map": {"": "cpu"}}, {"device_map": "auto"}])
+def test_dtype_and_device_map_are_honoured(model, processor, crops, tmp_path, settings):
+    model.save_pretrained(tmp_path)
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, **settings)
+    assert loaded.dtype == settings.get("dtype", torch.float32)
+    (face,) = make(loaded, copy.deepcopy(processor))(crops[0], task="intensity_level")
+    assert all(unit["value"] in range(6) for unit in face["action_units"].values())
+
+
+def test_parts_of_the_model_may_lie_on_disk(model, processor, crops, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    spread = AuLlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "model",
+        device_map={"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu",
+                    "model.language_model": "disk", "lm_head": "cpu"},
+        offload_folder=tmp_path / "offload",
+    )  # fmt: skip
+    whole = make(model, processor)(crops[:2], task="intensity")
+    assert values(make(spread, processor)(crops[:2], task="intensity")) == values(whole)

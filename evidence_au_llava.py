@@ -50,8 +50,8 @@ def find_evidence(
         method (`str`, defaults to `"attention"`): `"attention"`: the attention that the answer's tokens pay to a
             patch, times how far the log-odds of the value would move for it, to first order, if an average patch had
             that attention instead; a sum over layers and heads. Plain attention is no evidence: much of it goes to
-            places that carry nothing (Xiao et al., 2024). `"occlusion"`: how much the expected value changes when three by
-            three cells are blurred, a mean over the windows that cover a cell.
+            places that carry nothing (Xiao et al., 2024). `"occlusion"`: how much the expected value changes when
+            three by three cells are blurred, a mean over the windows that cover a cell.
         parallel (`bool`, defaults to `False`): The answers are a neutral draft.
 
     Returns:

@@ -6,11 +6,15 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT
+from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, LlamaConfig
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
 from benchmarks import memory, training
+from train_sft import LORA_TARGETS
 
 
 RECIPES = ROOT / "recipes/accelerate"
@@ -25,6 +29,13 @@ def config():
         vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4
     )
     return AuLlavaConfig(vision_config=vision, text_config=language, image_token_index=3, image_seq_length=64)
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def launch(name: str) -> argparse.Namespace:
@@ -125,6 +136,29 @@ def test_training_is_measured(tmp_path):
     assert row["flops_per_sample"] / row["flops_per_second"] == pytest.approx(1 / row["samples_per_second"])
     assert [shape[0] for shape in counted] == [True] and list(counted.values())[0] == 2 * row["flops_per_sample"]
     assert training.matmul_rate("cpu", torch.float32) > 1e8
+
+
+def test_fsdp_takes_lora_on_bfloat16_weights(config, process_group):
+    """As the launch file shards: frozen weights in bfloat16 and trained ones in float32 lie in one layer."""
+    names = launch("fsdp2").fsdp_transformer_layer_cls_to_wrap.split(",")
+    model = get_peft_model(
+        AuLlavaForConditionalGeneration(config).to(torch.bfloat16),
+        LoraConfig(r=2, target_modules=LORA_TARGETS["both"], modules_to_save=["multi_modal_projector"]),
+    )
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    mesh, policy = init_device_mesh("cpu", (1,)), MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    assert len(layers) == 2 + 3
+    for module in [*layers, model]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    ids = torch.full((2, 80), 5)
+    ids[:, :64] = config.image_token_id
+    model(input_ids=ids, pixel_values=torch.randn(2, 3, 224, 224), labels=ids.clamp(max=99)).loss.backward()
+    learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all(weight.grad.dtype == torch.float32 for weight in learnt.values())
+    assert any(weight.grad.full_tensor().abs().max() > 0 for name, weight in learnt.items() if "lora_B" in name)
 
 
 @pytest.mark.slow

@@ -8,13 +8,38 @@ MODULES := action_units.py configuration_au_llava.py modeling_au_llava.py proces
 RENDERS ?= 10000
 DATA := data/synthetic
 
-.PHONY: demo test lint format checkpoint clean
+.PHONY: demo test test-matrix lint format checkpoint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/au-llava demo
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
+
+# The tests with the lowest versions that pyproject.toml allows, and with the newest ones. About 5 GB; minutes to install.
+FLOOR_TORCH ?= torch==2.9.*
+NEWEST_TORCH ?= torch
+define FLOORS
+import re, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+for line in wanted:
+    name, major, minor = re.match(r"([\w-]+)>=(\d+)(\.\d+)?", line).groups()
+    if name != "torch":
+        print(f"{name}=={major}{minor or '.0'}.*")
+endef
+export FLOORS
+
+test-matrix:
+	$(PYTHON) -m venv .matrix/floor
+	$(PYTHON) -c "$$FLOORS" > .matrix/floors.txt
+	.matrix/floor/bin/pip install --quiet "$(FLOOR_TORCH)"
+	.matrix/floor/bin/pip install --quiet --constraint .matrix/floors.txt --editable ".[dev]"
+	.matrix/floor/bin/python -m pytest
+	$(PYTHON) -m venv .matrix/newest
+	.matrix/newest/bin/pip install --quiet --upgrade "$(NEWEST_TORCH)"
+	.matrix/newest/bin/pip install --quiet --upgrade --editable ".[dev]"
+	.matrix/newest/bin/python -m pytest
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -44,4 +69,4 @@ checkpoint: $(VENV)/installed
 	$(RUN) evaluate_au.py --model . --dataset synthetic --output runs/evaluation --update_card
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .matrix demo

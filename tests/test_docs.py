@@ -30,6 +30,7 @@ ELSEWHERE = {
     "docs/checkpoint.md": "make checkpoint",
     "docs/data.md": "tests/test_bp4d.py, test_disfa.py, test_feafa.py, test_preparation.py",
     "docs/evaluation.md": "tests/test_evaluation.py",
+    "docs/own_data.md": "tests/test_own_data.py",
     "docs/synthetic_faces.md": "tests/test_synthetic_faces.py",
     "docs/training.md": "tests/test_training.py, test_training_script.py",
 }

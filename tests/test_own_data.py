@@ -1,0 +1,43 @@
+"""docs/own_data.md from top to bottom, as its reader runs it: own pictures, crops, training, scores, recognition."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def blocks() -> list[tuple[str, str]]:
+    text = (ROOT / "docs/own_data.md").read_text()
+    found = re.findall(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(language, code) for language, code in found if not code.startswith("# needs ")]
+
+
+@pytest.mark.slow
+def test_the_page_leads_from_pictures_to_a_model(tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    said = []
+    for language, code in blocks():
+        for name in (
+            "my_faces",
+            "data/mine",
+            "runs/mine",
+            "mine.csv",
+        ):  # the reader's folders; all else is the project's
+            code = re.sub(rf"(?<![\w/]){name}", f"{tmp_path}/{name.replace('/', '_')}", code)
+        words = ["python", "-c", code] if language == "python" else shlex.split(code)
+        start = {"python": [sys.executable], "au-llava": [sys.executable, "-m", "au_llava"]}[words[0]]
+        done = subprocess.run([*start, *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
+        said.append(done.stdout)
+    assert len(said) == 5
+    assert "200 crops of 200 subjects" in said[1]
+    assert "Samples: own intensity_level, train: 151" in said[2]
+    assert re.search(r"49 pictures; MAE \d", said[3])
+    assert {"adapter_model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "runs_mine").iterdir()}
+    table = (tmp_path / "mine.csv").read_text().splitlines()
+    assert len(table) == 201 and "AU12_intensity_level" in table[0]

@@ -194,7 +194,7 @@ def main() -> int:
     plan = [("default", task, batch) for batch in (1, 8, 32) for task in ("intensity", "detection", "intensity_level")]
     plan += [("mid-size", task, batch) for batch in (1, 8, 32) for task in TASKS]
     for name, task, batch in plan:
-        if late() or (args.quick and batch > 8):
+        if (rows and late()) or (args.quick and batch > 8):
             continue
         chosen = (model, processor) if name == "default" else (wide, wide_processor)
         compare(name, *chosen, task, batch, pictures, repeats, rows)

@@ -102,7 +102,7 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
     """Recipe and command line, or one ValueError that says what is wrong with them."""
     try:
         arguments, training = TrlParser((AuLlavaArguments, SFTConfig)).parse_args_and_config(options)
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"The recipe cannot be read: {error}") from error
     for name in ("train_data", "eval_data", "questions", "freeze"):
         value = getattr(arguments, name)
@@ -239,7 +239,7 @@ def main() -> None:
         data_collator=collator,
     )
     for weight in trainer.model.parameters():
-        if weight.requires_grad:
+        if weight.requires_grad and (training.bf16 or training.fp16):
             weight.data = weight.data.float()  # small steps vanish in 16 bits
     learnt = {
         name: sum(weight.numel() for weight in part.parameters() if weight.requires_grad)

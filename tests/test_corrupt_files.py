@@ -371,5 +371,5 @@ def test_thousands_of_damaged_files(kind, tmp_path):
     read(write(tmp_path / "whole", random.Random(0)))
     counts, wrong = attack(kind, KINDS[kind][4], tmp_path, first=1000)
     print(kind, json.dumps(counts))
-    assert not wrong, f"{len(wrong)} of {KINDS[kind][4]}\n\n" + "\n\n".join(wrong[:5])
+    assert not wrong, "\n".join([*(entry.splitlines()[0] for entry in wrong), *wrong[:3]])
     assert counts["told"] > 0 or kind == "generation_config.json"  # transformers does without a damaged one

@@ -110,15 +110,15 @@ def write_timelines(
         per_second (`float`, *optional*): How many frames of each second were looked at; all by default.
     """
     counts: Counter[int] = Counter()
-    seconds = 0.0
+    rate, seconds = min(per_second or video.rate, video.rate), 0.0
     for row in rows():
-        seconds = row["time"] + 1 / video.rate
+        seconds = row["time"] + 1 / rate
         counts.update([row["face"]] if row["status"] == "ok" else [])
     longest = sorted(number for number, _ in counts.most_common(FACES))
     if not longest:
         return []
     # Fewer steps than frames, so that none is empty by chance.
-    steps = max(1, min(STEPS, int(0.9 * seconds * min(per_second or video.rate, video.rate))))
+    steps = max(1, min(STEPS, int(0.9 * seconds * rate)))
     keys = [f"{unit.code}_{task}_expected" for task, units in asked for unit in units]
     sums, seen = np.zeros((len(longest), len(keys), steps)), np.zeros((len(longest), steps))
     for row in rows():

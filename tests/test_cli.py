@@ -216,6 +216,7 @@ def test_openface_columns(au, photos):
         (["--action-units", "AU99"], "AU99"),
         (["--action-units", "AU1,AU1"], "more than once"),
         (["--output", "t.xlsx"], ".parquet"),
+        (["--evidence", "attention"], "--overlay"),
         (["--detector", "magic"], "magic"),
         (["--model", "no/such/folder"], "no such folder"),
         (["--model", "in"], "config.json"),

@@ -9,6 +9,7 @@ from test_training import layout, make_trainer  # noqa: F401 (a fixture)
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS, select
 from au_llava.datasets_scripts.collator import QuestionCollator
 from au_llava.datasets_scripts.instructions import Question, instruct, make_row
@@ -141,13 +142,12 @@ def test_targets_follow_shuffled_and_partial_questions(processor):
 
 
 @pytest.mark.parametrize("kind", [AnswerTrainer, SharedPrefixTrainer])
-def test_training_with_every_setting_learns(tokenizer, layout, mixed, tmp_path, kind):  # noqa: F811
+def test_training_with_every_setting_learns(tokenizer, processor, mixed, tmp_path, kind):
+    own = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
     trainer = make_trainer(
-        kind, tiny_model(copy.deepcopy(tokenizer)), layout, mixed, tmp_path, max_steps=6, learning_rate=5e-3
+        kind, tiny_model(copy.deepcopy(tokenizer)), own, mixed, tmp_path, max_steps=6, learning_rate=5e-3
     )
-    trainer.data_collator = collator(
-        layout, soft_digits=0.1, rare_weight=0.5, format_weight=0.2, shares=presence(mixed)
-    )
+    trainer.data_collator = collator(own, soft_digits=0.1, rare_weight=0.5, format_weight=0.2, shares=presence(mixed))
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]

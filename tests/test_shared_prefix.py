@@ -77,8 +77,8 @@ def every_setting(processor):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"lora": True},
-        {"gradient_accumulation_steps": 2},
+        pytest.param({"lora": True}, marks=pytest.mark.slow),
+        pytest.param({"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         {"lora": True, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 2, "targets": every_setting},
     ],
     ids=["lora", "accumulation", "lora, accumulation and a weighted loss"],
@@ -91,6 +91,7 @@ def test_one_step_is_that_of_the_plain_path(change, settings):
         torch.testing.assert_close(difference, shared[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_path(change, monkeypatch):
     def distance(one, other):
         return sum((one[name] - other[name]).square().sum() for name in one).sqrt()

@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the AU-LLaVA whose encoder is used; {fold} as in evaluate_au")
     parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
+    parser.add_argument("--fold", type=int, choices=(1, 2, 3), help="by default all three, where there are folds")
     parser.add_argument("--data_dir", default=str(SAMPLE), help="the shards with the split train, or prepared crops")
     parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
     parser.add_argument("--limit", type=int, help="training pictures; as many as AU-LLaVA saw, to be fair")
@@ -122,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
 
     found, sources = {"test": [], "validation": []}, {}
-    for fold in (1, 2, 3) if has_folds(args.dataset, args.protocol) else (None,):
+    for fold in (1, 2, 3) if has_folds(args.dataset, args.protocol) and not args.fold else (args.fold,):
         source = of_fold(args.model, fold or 0)
         sources[str(fold or 0)] = [source, fingerprint(source)]
         model, processor = load(source)

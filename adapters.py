@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
-from . import __version__
+from au_llava import __version__
+
 from .face_alignment import CROP_SIZE
 from .modeling_au_llava import AuLlavaForConditionalGeneration
 from .processing_au_llava import AuLlavaProcessor
@@ -152,8 +153,7 @@ def trained_on(datasets: Iterable[str], base: str) -> list[str]:
         base (`str`): Hub id or folder of the model that the training starts from.
     """
     try:
-        path = cached_file(base, "README.md")
-        inherited = ModelCard.load(path).data.datasets or []
+        inherited = ModelCard.load(str(cached_file(base, "README.md"))).data.datasets or []
     except OSError:  # it has no card, or none that can be reached
         inherited = []
     return sorted({*datasets, *inherited})

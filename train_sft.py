@@ -178,7 +178,7 @@ def main() -> None:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
     quantization = None
     if arguments.load_in_4bit:
-        skipped = ["vision_tower", "multi_modal_projector", "lm_head"]
+        skipped = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -91,8 +91,9 @@ class AuLlavaTrainer(SFTTrainer):
         if self.card is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-            Path(self.args.output_dir, "README.md").write_text(self.card, encoding="utf-8")
+            folder = Path(str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "README.md").write_text(self.card, encoding="utf-8")
 
     # Validation
 
@@ -104,10 +105,12 @@ class AuLlavaTrainer(SFTTrainer):
         finally:
             self.data_collator = collator
 
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        found = scores(self.answers(self.eval_dataset))
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        assert output.metrics is not None  # `Trainer` always gives some
+        output.metrics.update(
+            {f"eval_{name}": value for name, value in scores(self.answers(self.eval_dataset)).items()}
+        )
         return output
 
     def answers(self, rows: Dataset) -> dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]:
@@ -129,7 +132,7 @@ class AuLlavaTrainer(SFTTrainer):
                 batch = rows[mine[start : start + self.args.eval_batch_size]]
                 crops = [images[0] for images in batch["images"]]
                 inputs = self.processing_class(images=crops, task=task, action_units=list(codes))
-                with self.compute_loss_context_manager():
+                with self.accelerator.autocast():
                     values = model.recognize(**inputs, grammar=grammar).values
                 found.append((task, codes, np.array(batch["labels"], float), values.float().cpu().numpy()))
         model.train(training)

@@ -294,7 +294,7 @@ def run_cases(kind: str, first: int, count: int, folder: Path, pipe) -> None:
             read(path)
             pipe.send((case, "fine"))
         except (ValueError, FileNotFoundError) as error:
-            names = {path.name, place.name, path.stem} | ({"recipe"} if kind == "recipe" else set())
+            names = {path.name, place.name, path.stem} | ({"recipe", "lora"} if kind == "recipe" else set())
             told = type(error) in (ValueError, FileNotFoundError) and any(name in str(error) for name in names)
             pipe.send((case, "told" if told else f"unclear {type(error).__name__}: {str(error)[:500]}\n"
                        + "".join(traceback.format_exc()[-1500:])))  # fmt: skip

@@ -116,17 +116,18 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
                 found.render()
         start.click(photo, inputs, found, api_name="photo", preprocess=False)
         examples.load_input_event.then(photo, inputs, found, preprocess=False, api_visibility="private")
-        with gr.Tab("Video"), gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                film = gr.Video(
-                    label="Video", sources=["upload", "webcam"], height=320, buttons=[],
-                    webcam_options=gr.WebcamOptions(mirror=False),
-                )  # fmt: skip
-                chosen = _choices("intensity_level")
-                rate = gr.Slider(1, RATE, 2, step=1, label="Frames looked at in each second")
-                start = gr.Button("Recognise", variant="primary")
-            with gr.Column(scale=3, min_width=300):
-                line = gr.HTML(elem_id="video-answer")
+        with gr.Tab("Video"):
+            with gr.Row():
+                with gr.Column(min_width=300):
+                    film = gr.Video(
+                        label="Video", sources=["upload", "webcam"], buttons=[],
+                        webcam_options=gr.WebcamOptions(mirror=False),
+                    )  # fmt: skip
+                with gr.Column(min_width=300):
+                    chosen = _choices("intensity_level")
+                    rate = gr.Slider(1, RATE, 2, step=1, label="Frames looked at in each second")
+                    start = gr.Button("Recognise", variant="primary")
+            line = gr.HTML(elem_id="video-answer")
         start.click(video, [film, *chosen, rate], line, api_name="video", preprocess=False)
         gr.Markdown(LIMITS)
     return blocks

@@ -87,7 +87,8 @@ class AnswerTargets:
         processor ([`AuLlavaProcessor`]): Knows how answers are written in tokens.
         soft_digits (`float`, *optional*, defaults to 0): How far a label spreads to its neighbours: the standard
             deviation of the target, as a share (0 to 1) of the task's range. With 0.1, a level of 3 asks for 3 with
-            0.79 and for 2 and 4 with 0.11 each; 0.35 spreads by 0.10; and 0 or 1 of `detection` stays as it is.
+            0.79 and for 2 and 4 with 0.11 each; 0.35 spreads by 0.10; and 0 or 1 of `detection` stays as it is. At the
+            ends of the range the curve is cut off and its mean lies inside: at 0.08 for an intensity of 0.
         rare_weight (`float`, *optional*, defaults to 0): How far a present unit counts more than an absent one, from 0
             (the same) to 1 (both classes of each unit count the same in total). The model's probabilities shift
             towards present by this; calibrate it afterwards.

@@ -28,7 +28,7 @@ from au_llava.readout_au_llava import READOUTS
 
 
 TASKS = ("detection", "intensity_level", "intensity")
-QUICK_SECONDS = 35  # after these --quick starts no further measurement
+QUICK_SECONDS = 25  # after these --quick starts no further measurement
 
 
 def faces(count: int) -> list[Image.Image]:

@@ -55,7 +55,10 @@ SCORES = {
 def turn_around(start: str, folder: Path) -> str:
     """The same model with the image before the text in its processor's prompts."""
     if not folder.is_dir():
-        shutil.copytree(start, folder.with_suffix(".part"), dirs_exist_ok=True)
+        folder.with_suffix(".part").mkdir(parents=True, exist_ok=True)
+        for path in Path(start).iterdir():
+            if path.is_file():
+                shutil.copy(path, folder.with_suffix(".part"))
         own = AuLlavaProcessor.from_pretrained(start)
         other = AuLlavaProcessor(
             own.image_processor, own.tokenizer, patch_size=own.patch_size, prompt_layout="image_first"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from au_llava import default_checkpoint
+from au_llava import AuLlavaProcessor, default_checkpoint
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row, relations_in
 from benchmarks import comparisons
 
@@ -46,6 +46,12 @@ def test_a_model_is_scored_on_rendered_faces():
     found = comparisons.score(default_checkpoint(), rows, None)
     assert found.keys() == {"detection F1", "detection ROC-AUC", "intensity MAE", "intensity ICC"}
     assert all(np.isfinite(value) for value in found.values()) and 0 <= found["intensity MAE"] <= 1
+
+
+def test_the_start_is_turned_around(tmp_path):
+    folder = comparisons.turn_around(str(default_checkpoint()), tmp_path / "turned")
+    prompt = AuLlavaProcessor.from_pretrained(folder).prompt("detection", "AU6")
+    assert prompt.index("<image>") < prompt.index("AU6") and (tmp_path / "turned/model.safetensors").is_file()
 
 
 def test_every_way_is_made_of_the_recipes_fields():

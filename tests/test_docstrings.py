@@ -18,6 +18,7 @@ MODULES = [
     "au_llava.datasets_scripts.collator",
     "au_llava.datasets_scripts.instructions",
     "au_llava.datasets_scripts.synthetic_faces.expression",
+    "checkpoint.language",
     "checkpoint.tokenizer",
 ]
 

@@ -15,6 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaModel,
     Qwen2Config,
+    ResNetConfig,
     SiglipVisionConfig,
 )
 
@@ -183,3 +184,21 @@ def test_image_matters(tokenizer):
     inputs = prompt(model)
     other = inputs | {"pixel_values": inputs["pixel_values"].flip(0)}
     assert not torch.allclose(model(**inputs).logits[:, -1], model(**other).logits[:, -1])
+
+
+def test_a_frozen_encoder_keeps_its_batch_norms():
+    vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    vision.hidden_size = 16
+    language = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
+    )
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, language)
+    means = [module.running_mean for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [mean.clone() for mean in means]
+    model.model.vision_tower.requires_grad_(False)
+    model.train().get_image_features(torch.randn(4, 3, 64, 64))
+    assert model.model.multi_modal_projector.training
+    assert all(map(torch.equal, means, before))
+    model.model.vision_tower.requires_grad_(True)
+    model.train().get_image_features(torch.randn(4, 3, 64, 64))
+    assert not any(map(torch.equal, means, before))

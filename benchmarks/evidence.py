@@ -87,6 +87,26 @@ def summary(found: list[list[dict]], draws: int = 1000) -> dict[str, list[float]
     return {name: [middle[k], low[k], high[k]] for k, name in enumerate(names)}
 
 
+def measure(pipe, faces, task: str, method: str) -> list[list[dict]]:
+    """Ask about each face, and compare the maps of the units that are there with their regions, person by person.
+
+    Args:
+        pipe: The pipeline `facial-action-units`.
+        faces: Rows of the rendered faces, with `image`, `identity` and labels.
+        task (`str`): `detection`, `intensity_level` or `intensity`.
+        method (`str`): `attention` or `occlusion`.
+    """
+    regions = {unit.code: cells_of(unit) for unit in select(None, task)}
+    people: dict[str, list[dict]] = {}
+    for row in faces:
+        labels = labels_of(row, task)
+        there = [code for code in regions if labels[code] >= PRESENT[task]]
+        [face] = pipe(row["image"], task=task, detector="none", return_evidence=method)
+        maps = {code: np.array(unit["evidence"]) for code, unit in face["action_units"].items()}
+        people.setdefault(row["identity"], []).extend(compare(maps, regions, there))
+    return list(people.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model folder or Hub id (default: the one that comes along)")
@@ -100,20 +120,12 @@ def main() -> None:
     builder = SyntheticFaces(config_name="faces", data_dir=arguments.data_dir)
     builder.download_and_prepare()
     faces = builder.as_dataset("test").select(range(arguments.limit))
-    units, pipe = select(None, arguments.task), load_pipeline(arguments.model)
-    regions = {unit.code: cells_of(unit) for unit in units}
+    pipe = load_pipeline(arguments.model)
     results = {}
     for method in arguments.methods:
-        people: dict[str, list[dict]] = {}
-        for row in faces:
-            labels = labels_of(row, arguments.task)
-            there = [code for code in regions if labels[code] >= PRESENT[arguments.task]]
-            [face] = pipe(row["image"], task=arguments.task, detector="none", return_evidence=method)
-            maps = {code: np.array(unit["evidence"]) for code, unit in face["action_units"].items()}
-            people.setdefault(row["identity"], []).extend(compare(maps, regions, there))
-        found = list(people.values())
+        found = measure(pipe, faces, arguments.task, method)
         results[method] = {"all": summary(found)}
-        for code in regions:
+        for code in (unit.code for unit in select(None, arguments.task)):
             own = [[entry for entry in entries if entry["code"] == code] for entries in found]
             if any(own):
                 results[method][code] = summary(own)

@@ -10,7 +10,9 @@ from transformers import Dinov2Config, LlamaConfig
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, FacialActionUnitPipeline
 from au_llava.action_units import select
-from benchmarks.evidence import cells_of, compare, summary
+from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
+from au_llava.photos import load_pipeline
+from benchmarks.evidence import cells_of, compare, measure, summary
 
 
 CELL = 14
@@ -162,3 +164,13 @@ def test_the_benchmark_tells_a_map_in_its_region_from_one_elsewhere():
         assert chance[name][1] - 0.02 < expected < chance[name][2] + 0.02
     nothing = summary([compare(dict.fromkeys(codes, np.zeros((16, 16))), regions, codes)])
     assert nothing["own"][0] == 0.5 and nothing["mass"][0] == 0
+
+
+@pytest.mark.slow
+def test_on_rendered_faces_the_maps_lie_in_the_units_region_more_than_by_chance():
+    builder = SyntheticFaces(config_name="faces")
+    builder.download_and_prepare()
+    faces = builder.as_dataset("test").select(range(24))
+    numbers = summary(measure(load_pipeline(None), faces, "intensity_level", "attention"))
+    share, least = numbers["mass"][:2]
+    assert share > least > numbers["area"][0]

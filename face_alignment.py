@@ -83,6 +83,8 @@ def open_image(source: str | os.PathLike | bytes | np.ndarray | Image.Image) -> 
             image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # 16 or 32 bits a pixel, which Pillow's own conversion would clip
             image = _from_array(np.asarray(image))
+        if image.mode == "La":  # Pillow converts it to LA only
+            image = image.convert("LA")
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")

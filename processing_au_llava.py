@@ -33,7 +33,7 @@ class AuLlavaProcessor(LlavaProcessor):
     >>> processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
     >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="intensity_level", action_units="disfa")
     >>> inputs["pixel_values"].shape
-    torch.Size([1, 3, 224, 224])
+    torch.Size([1, 3, 128, 128])
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AuLlavaProcessor(LlavaProcessor):
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` `(batch, length)`, left-padded, and `pixel_values`
-            `(batch, 3, 224, 224)`.
+            `(batch, 3, height, width)`.
 
         Raises:
             ValueError: Unknown task or Action Unit, or a picture that cannot be read.

@@ -53,7 +53,7 @@ def sheet(answers: Answers, evaluation_set: EvaluationSet) -> str:
                 face = evaluation_set.pictures([place_of[answers.samples[row]]])[0].convert("RGB")
                 page.paste(face.resize((_FACE, _FACE)), (left, top))
                 answer = task.number(answers.values[row, column])
-                text = f"true {labels[row]:.4g}, answer {answer}\n({mean} {expected[row]:.2f})"
+                text = f"true {labels[row]:.2g}, answer {answer:.2g}\n({mean} {expected[row]:.2f})"
                 draw.text((left, top + _FACE + 1), text, "black", small, spacing=1)
     file = BytesIO()
     page.save(file, "JPEG", quality=75)

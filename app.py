@@ -65,12 +65,13 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
         return questions(tasks, {DEFAULT: None, OWN: ",".join(own)}.get(preset, preset))
 
     # Gradio hands on what the page sends as it came, so that what is wrong with a file is told in words.
-    def photo(file: dict | None, tasks: list[str], preset: str, own: list[str], is_face: bool) -> str:
+    def photo(file: dict | None, tasks: list[str], preset: str, own: list[str], is_face: bool, looked: bool) -> str:
         """Recognise the Action Units of every face in a photograph; the answer is HTML."""
         try:
             if not (file and file["path"]):
                 raise ValueError("There is no photograph yet; upload one, take one, or choose an example.")
-            return show_photo(pipe, file["path"], asked(tasks, preset, own), "none" if is_face else detector)
+            finder = "none" if is_face else detector
+            return show_photo(pipe, file["path"], asked(tasks, preset, own), finder, looked)
         except (ValueError, OSError) as error:
             return show_error(str(error))
 
@@ -104,9 +105,10 @@ def build(pipe, detector: str = "auto") -> gr.Blocks:
                 )  # fmt: skip
                 chosen = _choices("detection")
                 is_face = gr.Checkbox(label="The picture is one face, cut out already")
+                looked = gr.Checkbox(label="Show where the model looked (slower)")
                 start = gr.Button("Recognise", variant="primary")
                 found = gr.HTML(render=False, elem_id="photo-answer")
-                inputs = [picture, *chosen, is_face]
+                inputs = [picture, *chosen, is_face, looked]
                 files = sorted(p for p in Path(default_checkpoint(), "examples").iterdir() if p.suffix in PICTURES)
                 examples = gr.Examples(
                     [[str(path)] for path in files], picture, label="Examples (rendered faces)", cache_examples=False,

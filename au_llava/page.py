@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from .action_units import write_answer
 from .demo import data_uri, template
-from .drawing import draw_faces
+from .drawing import draw_evidence, draw_faces
 from .face_alignment import Face
 from .face_regions import draw_regions
 from .films import FACES, entry, write_timelines
@@ -29,7 +29,7 @@ VIDEO_BYTES, VIDEO_SECONDS = 100_000_000, 60
 STYLES = [Path(__file__).with_name(name) for name in ("bars.css", "page.css")]
 
 
-def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto") -> str:
+def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto", evidence: bool = False) -> str:
     """Recognise a photograph and show each face with its box, regions, bars, prompts and raw answers.
 
     Args:
@@ -37,6 +37,7 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto") -
         path (`str`): A picture of at most `PHOTO_BYTES`; its `PHOTO_FACES` largest faces are taken.
         asked (`list[Question]`): Tasks and their Action Units, as [`questions`] gives them.
         detector (`str`, defaults to `"auto"`): See [`find_faces`].
+        evidence (`bool`, defaults to `False`): Also draw where the model looked, by attention.
 
     Returns:
         `str`: HTML.
@@ -46,7 +47,7 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto") -
     """
     name = Path(path).name
     _check_size(path, PHOTO_BYTES)
-    [photo] = recognize(pipe, [path], asked, detector, PHOTO_FACES)
+    [photo] = recognize(pipe, [path], asked, detector, PHOTO_FACES, evidence=evidence)
     if photo.error:
         raise ValueError(photo.error.replace(path, name))
     faces = [
@@ -54,7 +55,8 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto") -
             "number": number,
             "score": face.score,
             "tasks": [
-                {"entry": answers, **_regions(face, answers, units)}
+                {"entry": answers, "looked": _looked(face, answers) if evidence else None}
+                | _regions(face, answers, units)
                 for (_, units), answers in zip(asked, entries, strict=True)
             ],
         }
@@ -85,6 +87,10 @@ def _check_size(path: str, most: int) -> None:
 def _regions(face: Face, answers: dict, units: list) -> dict:
     active = [unit for unit in units if answers["action_units"][unit.code]["value"] > 0]
     return {"active": [unit.code for unit in active], "picture": data_uri(draw_regions(face.crop, active))}
+
+
+def _looked(face: Face, answers: dict) -> str:
+    return data_uri(draw_evidence(face.crop, answers["action_units"], answers["task"], 400))
 
 
 def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Question) -> list[str]:

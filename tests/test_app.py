@@ -84,6 +84,13 @@ def downloads(html: str) -> dict[str, bytes]:
     return {name: base64.b64decode(data) for data, name in links}
 
 
+def test_where_the_model_looked_is_shown_when_asked(pipe, pair):
+    asked = questions(["detection", "intensity_level"], "AU6,AU12")
+    assert "Where the model looked" not in show_photo(pipe, pair, asked, "cascade")
+    html = show_photo(pipe, pair, asked, "cascade", evidence=True)
+    assert html.count("Where the model looked") == 4  # two faces, two questions
+
+
 def test_each_face_has_its_bars_prompts_and_raw_answers(pipe, pair):
     asked = questions(["detection", "intensity"], "AU6,AU12")
     html = show_photo(pipe, pair, asked, "cascade")
@@ -231,16 +238,16 @@ def test_the_page_asks_what_was_chosen(pipe, pair):
     blocks = build(pipe, "cascade")
     assert not blocks.analytics_enabled and blocks.delete_cache == (60, 900)
     photo, video = (next(f.fn for f in blocks.fns.values() if f.api_name == name) for name in ("photo", "video"))
-    assert [row[0] for row in rows_of(photo({"path": pair}, ["detection"], OWN, ["AU12", "FEAFA3"], True))] == [
+    assert [row[0] for row in rows_of(photo({"path": pair}, ["detection"], OWN, ["AU12", "FEAFA3"], True, False))] == [
         "AU12",
         "FEAFA3",
     ]
-    assert len(rows_of(photo({"path": pair}, ["detection"], DEFAULT, [], False))) == 2 * 12
-    assert len(rows_of(photo({"path": pair}, ["detection", "intensity"], "disfa8", [], True))) == 2 * 8
+    assert len(rows_of(photo({"path": pair}, ["detection"], DEFAULT, [], False, False))) == 2 * 12
+    assert len(rows_of(photo({"path": pair}, ["detection", "intensity"], "disfa8", [], True, True))) == 2 * 8
     for arguments, told in (
-        ((None, ["detection"], DEFAULT, [], False), "There is no photograph yet"),
-        (({"path": pair}, [], DEFAULT, [], False), "No task is ticked"),
-        (({"path": pair}, ["detection"], OWN, [], False), "own list of Action Units is empty"),
+        ((None, ["detection"], DEFAULT, [], False, False), "There is no photograph yet"),
+        (({"path": pair}, [], DEFAULT, [], False, False), "No task is ticked"),
+        (({"path": pair}, ["detection"], OWN, [], False, False), "own list of Action Units is empty"),
     ):
         assert re.match(f'<p class="au-error" role="alert">.*{told}', photo(*arguments))
     assert "There is no video yet" in video(None, ["detection"], DEFAULT, [], 2)

@@ -1,6 +1,7 @@
 """Which expression a picture shows, the seeds behind everything, and the standard split."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from .expression import SIDED, facs_intensities, feafa_intensities, level, occur
 from .identity import Identity, draw_identity
 from .layout import IDENTITIES, SPLIT_CODES, split_size
 from .renderer import Rendering, render
-from .scene import draw_scene
+from .scene import Scene, draw_scene
 
 
 SEED = 2019
@@ -113,6 +114,16 @@ class Sample:
         return {code: occurrence(value) for code, value in self.facs.items()}
 
 
+class Parts(NamedTuple):
+    """What [`render`] takes, in its order."""
+
+    identity: Identity
+    activations: dict[str, float]
+    scene: Scene
+    rng: np.random.Generator  # of background, noise and occluder
+    gaze: tuple[float, float]
+
+
 def _generator(*words: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(words))
 
@@ -199,13 +210,30 @@ def _image_generators(index: int, split: str, seed: int) -> list[np.random.Gener
     return [_generator(seed, SPLIT_CODES[split], person, take + 1, part) for part in range(3)]
 
 
-def render_sample(index: int, split: str = "train", seed: int = SEED) -> Sample:
-    """Draw image `index` of a split. The result depends on the arguments alone.
+def draw_parts(index: int, split: str = "train", seed: int = SEED) -> Parts:
+    """What image `index` of a split is made of, so that one part of it can be changed before it is rendered.
 
     Args:
         index (`int`): 0 to [`split_size`] - 1.
         split (`str`): `train`, `validation` or `test`.
         seed (`int`): [`SEED`] for the standard split.
+
+    Raises:
+        ValueError: There is no such split or image.
+    """
+    if split not in IDENTITIES:
+        raise ValueError(f"Unknown split {split!r}; accepted: {', '.join(IDENTITIES)}.")
+    if not 0 <= index < split_size(split):
+        raise ValueError(f"Image {index} of split {split!r}: it has images 0 to {split_size(split) - 1}.")
+    for_expression, for_scene, for_noise = _image_generators(index, split, seed)
+    activations = sample_activations(for_expression)
+    gaze = sample_gaze(for_expression)
+    identity = identity_of(index % IDENTITIES[split], split, seed)
+    return Parts(identity, activations, draw_scene(for_scene), for_noise, gaze)
+
+
+def render_sample(index: int, split: str = "train", seed: int = SEED) -> Sample:
+    """Draw image `index` of a split. The result depends on the arguments alone, which are those of [`draw_parts`].
 
     Raises:
         ValueError: There is no such split or image.
@@ -216,22 +244,13 @@ def render_sample(index: int, split: str = "train", seed: int = SEED) -> Sample:
     >>> sample.rendering.image.shape, sample.identity_name
     ((224, 224, 3), 'test-00000')
     """
-    if split not in IDENTITIES:
-        raise ValueError(f"Unknown split {split!r}; accepted: {', '.join(IDENTITIES)}.")
-    if not 0 <= index < split_size(split):
-        raise ValueError(f"Image {index} of split {split!r}: it has images 0 to {split_size(split) - 1}.")
-    person = index % IDENTITIES[split]
-    identity = identity_of(person, split, seed)
-    for_expression, for_scene, for_noise = _image_generators(index, split, seed)
-    activations = sample_activations(for_expression)
-    gaze = sample_gaze(for_expression)
-    scene = draw_scene(for_scene)
+    parts = draw_parts(index, split, seed)
     return Sample(
-        rendering=render(identity, activations, scene, for_noise, gaze),
-        activations=activations,
-        facs=facs_intensities(activations),
-        feafa=feafa_intensities(activations),
-        jpeg_quality=scene.jpeg_quality,
-        identity_name=f"{split}-{person:05d}",
-        identity=identity,
+        rendering=render(*parts),
+        activations=parts.activations,
+        facs=facs_intensities(parts.activations),
+        feafa=feafa_intensities(parts.activations),
+        jpeg_quality=parts.scene.jpeg_quality,
+        identity_name=f"{split}-{index % IDENTITIES[split]:05d}",
+        identity=parts.identity,
     )

@@ -1,0 +1,108 @@
+"""Does the model read faces, or what only these renders have? The same people and expressions, drawn otherwise.
+
+    python -m benchmarks.shortcuts                      # 200 test people, the default checkpoint
+    python -m benchmarks.shortcuts --pictures 20 --json
+
+Each condition draws the same people with the same expressions and changes one thing: what is behind the head, the
+whole scene, furrows and pores, light and shadow, colours. A model that reads the shape of a face keeps its scores; one
+that has learnt a shortcut loses them where the shortcut is gone. `changed` is the share of answered numbers that
+differ from those about the plain render. `--output` keeps the pictures and the answers.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from au_llava.datasets_scripts.synthetic_faces.layout import FEATURES
+from au_llava.datasets_scripts.synthetic_faces.renderer import render
+from au_llava.datasets_scripts.synthetic_faces.sampler import Parts, draw_parts, render_sample
+from au_llava.datasets_scripts.synthetic_faces.scene import draw_scene
+from au_llava.datasets_scripts.synthetic_faces.writer import to_row
+from evaluation.answers import read_answers
+from evaluation.data import read_set
+from evaluation.predict import predict
+from evaluation.scores import score_row
+
+
+PLAIN = "as it is"
+SCORES = {"detection": ("f1", "roc_auc"), "intensity_level": ("mae", "icc31"), "intensity": ("mae", "icc31")}
+
+
+# From what a picture is made of, and another generator, to the same with one thing changed.
+CONDITIONS: dict[str, Callable[[Parts, np.random.Generator], Parts]] = {
+    "another background": lambda parts, other: parts._replace(rng=other),
+    "plain background": lambda parts, _: parts._replace(scene=replace(parts.scene, plain_background=True)),
+    "another scene": lambda parts, other: parts._replace(scene=draw_scene(other), rng=other),
+    "no furrows": lambda parts, _: parts._replace(
+        identity=replace(parts.identity, age_lines=0 * parts.identity.age_lines, relief=0 * parts.identity.relief),
+        scene=replace(parts.scene, wrinkles=0.0),
+    ),
+    # The same light from all sides: no lit and unlit side, no highlights, no shadow that the nose throws.
+    "no shading": lambda parts, _: parts._replace(
+        scene=replace(parts.scene, light_colours=np.zeros((2, 3)), sky=np.full(3, 0.4), ground=np.full(3, 0.4))
+    ),
+}
+GREY = "grey, equalised"  # no colour, and all shades of grey equally frequent, whatever the light
+
+
+def draw(index: int) -> dict[str, dict]:
+    """One test person with one expression, under each condition: rows as a split's files hold them."""
+    sample, file = render_sample(index, "test"), BytesIO()
+    rows = {PLAIN: to_row(sample, index)}
+    for name, change in CONDITIONS.items():
+        parts = change(draw_parts(index, "test"), np.random.default_rng([index, 8]))
+        other = replace(sample, rendering=render(*parts), jpeg_quality=parts.scene.jpeg_quality)
+        rows[name] = to_row(other, index)
+    grey = ImageOps.equalize(Image.fromarray(sample.rendering.image).convert("L")).convert("RGB")
+    grey.save(file, "JPEG", quality=sample.jpeg_quality)
+    return rows | {GREY: rows[PLAIN] | {"image": rows[PLAIN]["image"] | {"bytes": file.getvalue()}}}
+
+
+def folder_name(condition: str) -> str:
+    """Where in `--output` the pictures and answers of a condition lie."""
+    return condition.replace(",", "").replace(" ", "_")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=".", help="folder or Hub id")
+    parser.add_argument("--pictures", type=int, default=200, help="how many test people, of 800")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--output", type=Path, default=Path("runs/shortcuts"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    args = parser.parse_args()
+
+    pictures = [draw(index) for index in tqdm(range(args.pictures), unit="person", desc="drawing")]
+    results, plain = {}, {}
+    for name in pictures[0]:
+        folder = args.output / folder_name(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pylist([rows[name] for rows in pictures], schema=FEATURES.arrow_schema)
+        pq.write_table(table, folder / "test-00000.parquet")
+        answers = read_answers(predict(read_set("synthetic", folder), args.model, folder, args.batch_size))
+        plain = plain or answers
+        results[name] = {}
+        for task, answer in answers.items():
+            mean = score_row(answer, answer.values, answer.expected_values, resamples=2)["mean"]
+            results[name][task] = {score: mean[score]["value"] for score in SCORES[task]}
+            results[name][task]["changed"] = float((answer.values != plain[task].values).mean())
+
+    for task, scores in SCORES.items():
+        print(f"{task:20}" + "".join(f"{score:>9}" for score in (*scores, "changed")))
+        for name, found in results.items():
+            print(f"  {name:18}" + "".join(f"{number:9.3f}" for number in found[task].values()))
+    if args.json:
+        print(json.dumps({"model": args.model, "pictures": args.pictures, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@
 """
 
 import math
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
     codes = [name for name in header if name not in COLUMNS]
     if "image" not in header or not codes or set(codes) - set(CATALOGUE) or len(set(header)) < len(header):
         problems.append(
-            f"{path}:1: the header {header} needs `image` and columns named like AU12 or FEAFA12, each once"
+            f"{path}:1: the header {header} needs `image` and columns named like AU12 or FEAFA12, each once, "
+            "with commas between them"
         )
         return codes, []
     rows = []
@@ -77,10 +79,15 @@ def _value(cell: str, task: str) -> float:
     if not cell:
         return math.nan
     values = get_task(task).values
-    value = float(cell)
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
     # Whole levels are taken as they are or not at all; only a fine scale is rounded.
     if not values[0] <= value <= values[-1] or (len(values) < 10 and value not in values):
-        raise ValueError(f"{cell!r} is no value of {task}: {get_task(task).answer}")
+        raise ValueError(
+            f"{cell!r} is no value of {task}: {get_task(task).answer}; leave the cell empty where it is unknown"
+        )
     return value
 
 
@@ -105,7 +112,8 @@ def find_recordings(csv: str | Path, task: str = "detection", skip_bad_labels: b
         raise ValueError(f"{csv}: no line below the header can be used; give a line for each picture.")
     found = []
     for (subject, sequence), group in groups.items():
-        kept = {frame: row for frame, row in group.items() if row["image"].exists()}
+        # Path.exists raises where a name is too long for any file.
+        kept = {frame: row for frame, row in group.items() if os.path.exists(row["image"])}
         missing = tuple((frame, f"no file {row['image']}") for frame, row in group.items() if frame not in kept)
         labels = np.array([row["labels"] for row in kept.values()]).reshape(-1, len(codes))
         images = tuple(row["image"] for row in kept.values())

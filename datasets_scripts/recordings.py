@@ -4,6 +4,7 @@ Readers never guess. Whatever in a label file is not as it should be becomes a l
 list of problems; [`settle`] raises them all at once, or lets the caller leave the damaged frames out, knowingly.
 """
 
+import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,7 @@ def with_images(numbers: list[int], folder: Path) -> tuple[dict[int, Path], dict
 def read_lines(path: Path, problems: list[str], separator: str | None = ",") -> list[tuple[int, list[str]]]:
     """The cells of each line that is not blank, with its number in the file, counted from 1.
 
-    Byte-order marks, Windows line ends and blanks around cells do not matter.
+    Byte-order marks, Windows line ends, blanks around cells and quotation marks around them do not matter.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -123,10 +124,19 @@ def read_lines(path: Path, problems: list[str], separator: str | None = ",") -> 
         problems.append(f"{path}: cannot be read ({error})")
         return []
     return [
-        (number, [cell.strip() for cell in line.split(separator)])
+        (number, [cell.strip() for cell in _cells(line, separator)])
         for number, line in enumerate(text.splitlines(), start=1)
         if line.strip(" \t,")
     ]
+
+
+def _cells(line: str, separator: str | None) -> list[str]:
+    if '"' not in line or separator is None:
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    except csv.Error:  # a cell as long as a book
+        return line.split(separator)
 
 
 def read_number(cell: str, accepted: tuple[float, ...]) -> float:

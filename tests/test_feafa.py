@@ -4,8 +4,8 @@ import pytest
 from dataset_trees import feafa_tree, save, shade, write_auw
 
 from au_llava.action_units import PRESETS
-from au_llava.datasets_scripts import disfa
-from au_llava.datasets_scripts.csv_labels import CsvLabels
+from au_llava.datasets_scripts import csv_labels, disfa
+from au_llava.datasets_scripts.csv_labels import CsvLabels, read_csv
 from au_llava.datasets_scripts.feafa import PARTS, Feafa, find_recordings, in_random_test, main, read_auw
 
 
@@ -155,3 +155,23 @@ def test_a_csv_of_ones_own(tmp_path):
     csv.write_text("image,AU1\nfaces/a1.png,0.5\nfaces/a2.png,1,1\nfaces/b1.png,1\nfaces/b1.png,2\n")
     with pytest.raises(ValueError, match=r"3 problem(?s:.)*:2: '0.5' is no value of detection"):
         load_csv()
+
+
+def test_a_csv_from_other_programs(tmp_path):
+    """R quotes every text and writes NA; spreadsheets of some countries put semicolons between cells."""
+    csv, problems = tmp_path / "labels.csv", []
+    csv.write_text('"image","subject","AU1","AU12"\n"faces, all/a.png","anna",1,\n"b ""B"".png", "ben" ,0,1\n')
+    codes, rows = read_csv(csv, "detection", problems)
+    assert codes == ["AU1", "AU12"] and not problems
+    assert [(row["image"].name, row["subject"]) for row in rows] == [("a.png", "anna"), ('b "B".png', "ben")]
+    assert rows[0]["image"].parent.name == "faces, all" and math.isnan(rows[0]["labels"][1])
+    csv.write_text("image,AU1\na.png,NA\n")
+    read_csv(csv, "detection", problems)
+    assert len(problems) == 1 and "labels.csv:2: 'NA' is no value of detection" in problems[0]
+    assert "leave the cell empty where it is unknown" in problems[0]
+    csv.write_text("image;AU1\na.png;1\n")
+    read_csv(csv, "detection", problems)
+    assert len(problems) == 2 and "with commas between them" in problems[1]
+    csv.write_text('image,AU1\n"' + "a" * 200_000 + ",1\n")  # more than a cell, or a file's name, may hold
+    [recording] = csv_labels.find_recordings(csv)
+    assert not recording.images and recording.left_out[0][1].startswith("no file")

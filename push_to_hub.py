@@ -25,7 +25,19 @@ from au_llava.action_units import TASKS, get_task, select
 
 
 # What training leaves in its folder, and no visitor needs; pickles may hold code.
-LEFT_OUT = [".*", "checkpoint-*", "runs/*", "*__pycache__*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.partial", "*.tmp"]
+LEFT_OUT = [
+    ".*",
+    "*/.*",
+    "checkpoint-*",
+    "runs/*",
+    "*__pycache__*",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "*.partial",
+    "*.tmp",
+]
 
 ASK = """
 import json, sys
@@ -97,11 +109,11 @@ def upload(
 
     See [`publish`], which validates the folder before.
     """
-    api, card = HfApi(), ModelCard.load(folder / "README.md")
+    ModelCard.load(folder / "README.md").validate()  # by the Hub, before anything is made there
+    api = HfApi()
     repo_id = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
     if not public and not api.model_info(repo_id).private:
         raise ValueError(f"{repo_id} is public; give --public if everyone may see this, or another --repo_id.")
-    card.validate()  # by the Hub
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     before = api.model_info(repo_id, revision=revision)

@@ -138,7 +138,9 @@ def test_refusals_are_told_and_nothing_is_lost(hub, folder, tmp_path):
     assert "the tag v1 stands for" in refused("me/au", True, "main", "v1")
     (folder / "README.md").write_text(CARD.replace("apache-2.0", '"no such: licence!"'))
     commits = len(hub.repository("me/au").commits)
-    assert '"license"' in refused("me/au", True)
+    assert '"license"' in refused("me/au", True) and '"license"' in refused("me/other")
+    assert ("model", "me/other") not in hub.repositories
+    (folder / "README.md").write_text(CARD)
     hub.refuse = "POST /api/repos/create"
     assert "403" in refused("me/other")
     assert len(hub.repository("me/au").commits) == commits and ("model", "me/other") not in hub.repositories
@@ -156,10 +158,12 @@ def test_the_folder_is_checked_before_anything_is_sent(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"results\.json"):
         copy_files(folder, tmp_path, tmp_path / "c")
     (folder / "training_args.bin").write_bytes(b"pickle")
+    (folder / "docs" / ".hidden").write_text("a secret")
     (folder / "checkpoint-7").mkdir()
     (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"pickle")
     copy_files(folder, None, tmp_path / "d")
-    assert set(contents(tmp_path / "d")) == set(contents(folder)) - {"training_args.bin", "checkpoint-7/optimizer.pt"}
+    left_out = {"training_args.bin", "docs/.hidden", "checkpoint-7/optimizer.pt"}
+    assert set(contents(tmp_path / "d")) == set(contents(folder)) - left_out
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
     with pytest.raises(ValueError, match="Publish that first"):
         copy_files(folder, None, tmp_path / "e")

@@ -34,8 +34,9 @@ PARTS = (
     ("SN003", "SN029", "SN023", "SN025", "SN008", "SN005", "SN007", "SN017", "SN004"),
 )
 SUBJECTS = tuple(sorted(subject for part in PARTS for subject in part))
+FRAMES = 4845  # of every subject's video
 # Labelled frames of each subject in published lists; SN010 lacks one label.
-PUBLISHED = {"ME-GraphAU, MDHR and FMAE": dict.fromkeys(SUBJECTS, 4845) | {"SN010": 4844}}
+PUBLISHED = {"ME-GraphAU, MDHR and FMAE": dict.fromkeys(SUBJECTS, FRAMES) | {"SN010": 4844}}
 
 # First and last frame, from 1, of stretches where the landmarks that come with DISFA are wrong. JAANet leaves exactly
 # these frames out; ME-GraphAU, MDHR and FMAE keep them.
@@ -73,6 +74,8 @@ def read_levels(path: Path, problems: list[str]) -> dict[int, float]:
             if len(cells) != 2:
                 raise ValueError(f"{len(cells)} cells; frame and level are needed")
             number = read_frame(cells[0])
+            if number > FRAMES:
+                raise ValueError(f"frame {number} is beyond the {FRAMES} of DISFA's videos")
             if number in levels:
                 raise ValueError(f"frame {number} stands there twice")
             levels[number] = read_number(cells[1], (0, 1, 2, 3, 4, 5))

@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, tiny_model
-from dataset_trees import write_auw, write_video
+from dataset_trees import save, write_auw, write_occurrence, write_video
 from PIL import Image
 
 from au_llava import AuLlavaProcessor
+from au_llava.action_units import PRESETS
 
 
 SECONDS = 60  # a case that takes longer hangs; all take well under one on an idle core
@@ -152,6 +153,35 @@ def read_labels(path: Path) -> None:
     assert ((recording.labels >= 0) & (recording.labels <= 1)).all()
 
 
+def write_bp4d(folder: Path, draw: random.Random) -> Path:
+    for frame in (9, 10, 11):
+        save(folder / "Sequences(2D+3D)" / "F001" / "T1" / f"{frame:04d}.jpg", 10)
+    return write_occurrence(folder, "F001_T1", {frame: {12: 1, 6: 9} for frame in (9, 10, 11)})
+
+
+def read_bp4d(path: Path) -> None:
+    from au_llava.datasets_scripts.bp4d import find_recordings
+
+    (recording,) = find_recordings(path.parents[2])
+    assert np.isin(recording.labels, (0, 1)).sum() + np.isnan(recording.labels).sum() == recording.labels.size
+
+
+def write_disfa(folder: Path, draw: random.Random) -> Path:
+    path = folder / "ActionUnit_Labels" / "SN010" / "SN010_au12.txt"
+    path.parent.mkdir(parents=True)
+    for code in PRESETS["disfa"]:
+        text = "".join(f"{frame},{frame % 6}\n" for frame in range(1, 9))
+        (path.parent / f"SN010_au{code.removeprefix('AU')}.txt").write_text(text)
+    return path
+
+
+def read_disfa(path: Path) -> None:
+    from au_llava.datasets_scripts.disfa import find_recordings
+
+    (recording,) = find_recordings(path.parents[2])
+    assert len(recording.left_out) >= 8  # there is no video
+
+
 def write_csv(folder: Path, draw: random.Random) -> Path:
     for name in ("a.png", "b.png"):
         picture().save(folder / name)
@@ -231,6 +261,8 @@ KINDS = {  # writer, reader, whether it is text, cases by default, cases when sl
     "picture": (write_picture, read_picture, False, 60, 900),
     "video": (write_film, read_film, False, 8, 160),
     "auw": (write_labels, read_labels, True, 30, 300),
+    "bp4d": (write_bp4d, read_bp4d, True, 8, 120),
+    "disfa": (write_disfa, read_disfa, True, 8, 120),
     "csv": (write_csv, read_csv, True, 20, 260),
     "recipe": (write_recipe, read_recipe, True, 0, 150),
     "config.json": (model_file("config.json"), read_model, True, 8, 90),

@@ -64,6 +64,7 @@ def test_levels_are_read_through_blanks_and_windows_line_ends(tmp_path):
         ("2", "1 cells; frame and level are needed"),
         ("1,0", "frame 1 stands there twice"),
         ("-2,0", "'-2' is no frame number"),
+        ("48454845,0", "frame 48454845 is beyond the 4845"),
     ],
 )
 def test_damaged_lines_are_named_and_left_out(tmp_path, line, complaint):

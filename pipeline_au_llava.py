@@ -151,12 +151,13 @@ class FacialActionUnitPipeline(Pipeline):
         **how,
     ) -> list[dict]:
         """Recognise the Action Units of faces, some at a time; `how` goes to [`recognize`]."""
-        grammar, answers, start = self.processor.grammar(task, action_units), [], 0
+        asked = self.processor.question(task, action_units)
+        grammar, answers, start = self.processor.grammar(task, asked), [], 0
         while start < len(faces):
             size = min(batch_size, self._affordable)
             crops = [face.crop for face in faces[start : start + size]]
             filling = crops[-1:] * (size - len(crops)) if static_shapes else []
-            inputs = self.processor(images=crops + filling, task=task, action_units=action_units)
+            inputs = self.processor(images=crops + filling, task=task, action_units=asked)
             try:
                 recognition = self.model.recognize(**inputs, grammar=grammar, static_shapes=static_shapes, **how)
             except RuntimeError as error:
@@ -166,12 +167,12 @@ class FacialActionUnitPipeline(Pipeline):
                 self._affordable = together // 2
                 logger.warning(f"Memory ran out at {together} faces; going on with {self._affordable} at a time.")
                 continue
-            named = self.processor.read(recognition, task, action_units, calibrated)
+            named = self.processor.read(recognition, task, asked, calibrated)
             if recognition.evidence is not None:
                 for answer, maps in zip(named, recognition.evidence.double().round(decimals=6), strict=True):
                     for unit, cells in zip(answer.values(), maps.tolist(), strict=True):
                         unit["evidence"] = cells
-            answers += named[: len(crops)]
+            answers += [{unit.code: answer[unit.code] for unit in action_units} for answer in named[: len(crops)]]
             start += len(crops)
         return answers
 

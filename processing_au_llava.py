@@ -5,11 +5,15 @@ from dataclasses import replace
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from .action_units import ActionUnit, describe, get_task, select
 from .face_alignment import CROP_SIZE, open_image
 from .readout_au_llava import AnswerGrammar, Recognition
 from .templates_au_llava import CHAT_TEMPLATES, write_decision_files
+
+
+logger = logging.get_logger(__name__)
 
 
 class AuLlavaProcessor(LlavaProcessor):
@@ -25,6 +29,8 @@ class AuLlavaProcessor(LlavaProcessor):
         chat_template (`str`, *optional*): A template of your own instead of the Vicuna layout.
         calibration (`dict`, *optional*): By task, a `temperature` for the probabilities and, for `detection`,
             `thresholds` by Action Unit code; `evaluate_au.py --calibrate` fits and stores them.
+        trained_lists (`dict`, *optional*): By task, the lists of Action Unit codes that the model was trained to be
+            asked about, where it was trained on those lists alone; see [`question`]. `train_sft.py` stores them.
 
     Example:
 
@@ -44,12 +50,14 @@ class AuLlavaProcessor(LlavaProcessor):
         prompt_layout: str = "image_first",
         chat_template: str | None = None,
         calibration: dict[str, dict] | None = None,
+        trained_lists: dict[str, list[list[str]]] | None = None,
         **kwargs,
     ):
         if prompt_layout not in CHAT_TEMPLATES:
             raise ValueError(f"Unknown prompt_layout {prompt_layout!r}; accepted: {', '.join(CHAT_TEMPLATES)}.")
         self.prompt_layout = prompt_layout
         self.calibration = calibration or {}
+        self.trained_lists = trained_lists or {}
         if chat_template is None or chat_template in CHAT_TEMPLATES.values():
             chat_template = CHAT_TEMPLATES[prompt_layout]
         # Only patches become image tokens: the model drops the encoder's class and register tokens.
@@ -149,6 +157,32 @@ class AuLlavaProcessor(LlavaProcessor):
         """The user's turn, as `apply_chat_template` and `pipeline("image-text-to-text")` take it."""
         content = [{"type": "image"}, {"type": "text", "text": describe(task, action_units)}]
         return [{"role": "user", "content": content}]
+
+    def question(self, task: str, action_units=None) -> list[ActionUnit]:
+        """The list to ask about in order to learn about some Action Units.
+
+        A model that was trained on whole lists knows the units by their places in them, so a question about some units
+        of a list is best put as the question about all of it, from whose answer the rest is left out.
+
+        Returns:
+            `list[ActionUnit]`: The first trained list with all these units in it. The units themselves, where the
+            model was trained on any selection; or, with a warning, where no trained list holds them all.
+        """
+        units = select(action_units, task)
+        if task not in self.trained_lists:
+            return units
+        trained = [select(codes, task) for codes in self.trained_lists[task]]
+        for whole in trained:
+            if all(unit in whole for unit in units):
+                return whole
+        known = [unit for whole in trained for unit in whole]
+        strange = [unit.code for unit in units if unit not in known]
+        logger.warning_once(  # type: ignore[attr-defined]
+            f"The model was not trained to answer {task} for {', '.join(strange or [unit.code for unit in units])} "
+            f"{'at all' if strange else 'in one list'}, and will guess. It was trained on: "
+            f"{'; '.join(', '.join(codes) for codes in self.trained_lists[task])}."
+        )
+        return units
 
     def grammar(self, task: str, action_units=None) -> AnswerGrammar:
         """The answers that a task allows, as this tokenizer writes them.

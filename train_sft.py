@@ -27,7 +27,7 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import add_code, assemble, check_push, make_card, merge, trained_on
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
-from au_llava.datasets_scripts.instructions import Question, relations_in
+from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
 from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
@@ -190,6 +190,11 @@ def main() -> None:
         base, dtype=arguments.dtype, quantization_config=quantization
     )
     processor = AuLlavaProcessor.from_pretrained(base)
+    asked = lists_in(train)
+    if arguments.shuffle or arguments.subset:  # then it learns to answer about any selection
+        processor.trained_lists = {task: kept for task, kept in processor.trained_lists.items() if task not in asked}
+    else:
+        processor.trained_lists |= asked
     made, expected = (processor.image_tokens, processor.image_token_id), model.config
     if made != (expected.image_seq_length, expected.image_token_id):
         raise ValueError(

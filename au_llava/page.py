@@ -70,8 +70,7 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto", e
         drawn=data_uri(draw_faces(photo.image, photo.answers[0])),
         faces=faces,
         found_by=detector_name(photo.faces),
-        prompts=[{"task": task, "text": pipe.processor.prompt(task, units), "answers": texts}
-                 for (task, units), texts in zip(asked, raw, strict=True)],
+        prompts=[_prompt(pipe, question) | {"answers": texts} for question, texts in zip(asked, raw, strict=True)],
         downloads=_downloads(pipe, rows(photo, name), asked, detector, Path(name).stem),
     )  # fmt: skip
 
@@ -93,13 +92,19 @@ def _looked(face: Face, answers: dict) -> str:
     return data_uri(draw_evidence(face.crop, answers["action_units"], answers["task"], 400))
 
 
-def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Question) -> list[str]:
-    """What the model wrote about each face; calibration, where the checkpoint has it, may have changed the answers."""
+def _prompt(pipe, question: Question) -> dict:
+    """What the model is asked: a whole list that it was trained on, where that holds the units in question."""
     task, units = question
-    found = [face["action_units"] for face in answers]
-    if task in pipe.processor.calibration:
-        found = pipe.forward(faces, task=task, action_units=units, batch_size=8, calibrated=False)
-    return [write_answer([face[unit.code]["value"] for unit in units], task, units) for face in found]
+    return {"task": task, "text": pipe.processor.prompt(task, pipe.processor.question(task, units))}
+
+
+def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Question) -> list[str]:
+    """What the model wrote about each face: the whole list that it was asked about, before any calibration."""
+    task, units = question
+    whole, found = pipe.processor.question(task, units), [face["action_units"] for face in answers]
+    if whole != units or task in pipe.processor.calibration:
+        found = pipe.forward(faces, task=task, action_units=whole, batch_size=8, calibrated=False)
+    return [write_answer([face[unit.code]["value"] for unit in whole], task, whole) for face in found]
 
 
 def show_video(
@@ -150,7 +155,7 @@ def show_video(
         still=_still(video, found, asked[0]) if seen else None,
         seen=seen,
         timelines=[{"task": task, "picture": line} for (task, _), line in zip(asked, lines, strict=False)],
-        prompts=[{"task": task, "text": pipe.processor.prompt(task, units)} for task, units in asked],
+        prompts=[_prompt(pipe, question) for question in asked],
         downloads=_downloads(pipe, found, asked, detector, Path(name).stem),
     )
 

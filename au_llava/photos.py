@@ -69,8 +69,9 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> Facial
         network = AuLlavaForConditionalGeneration.from_pretrained(place)
         pipe = FacialActionUnitPipeline(network, processor=AuLlavaProcessor.from_pretrained(place), device=device)
         # Much damage, and files that do not belong together, show in use only.
-        (face,) = pipe(Image.new("RGB", (224, 224)), action_units="AU1", detector="none")
-        if not isfinite(face["action_units"]["AU1"]["probability"]):
+        units = pipe.processor.trained_lists.get("detection", [["AU1"]])[0]
+        (face,) = pipe(Image.new("RGB", (224, 224)), action_units=units, detector="none")
+        if not all(isfinite(unit["probability"]) for unit in face["action_units"].values()):
             raise ValueError("its weights give no numbers")
         return pipe
     except Exception as error:  # loaders raise whatever they like

@@ -122,6 +122,26 @@ def relations_in(rows: Dataset) -> Relations:
     return learn_relations(present, codes, active_from=1)
 
 
+def lists_in(rows: Dataset) -> dict[str, list[list[str]]]:
+    """By task, the lists of Action Units that some rows ask about, for [`AuLlavaProcessor`]'s `trained_lists`.
+
+    Example:
+
+    >>> row = {"task": "detection", "action_units": ["AU1", "AU6", "AU12"], "labels": [1.0, float("nan"), 0.0]}
+    >>> lists_in(Dataset.from_list([row]))
+    {'detection': [['AU1', 'AU12']]}
+    """
+    columns = zip(rows["task"], rows["action_units"], rows["labels"], strict=True)
+    asked = {
+        (task, tuple(code for code, label in zip(codes, labels, strict=True) if label == label))  # not NaN
+        for task, codes, labels in columns
+    }
+    found: dict[str, list[list[str]]] = {}
+    for task, codes in sorted(asked):
+        found.setdefault(task, []).append(list(codes))
+    return found
+
+
 @dataclass(frozen=True)
 class Question:
     """How a question is put.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from au_llava.action_units import ActionUnit
+from au_llava.action_units import PRESETS, ActionUnit
 from au_llava.pipeline_au_llava import FacialActionUnitPipeline
 
 
@@ -75,6 +75,26 @@ def test_own_units_are_asked_about(pipe, crops):
     wink = ActionUnit("WINK", "Wink", "one eye closes while the other stays open", "eyelids")
     (face,) = pipe(crops[0], action_units=["AU12", wink], detector="none")
     assert face["action_units"]["WINK"]["name"] == "Wink"
+
+
+def test_a_part_of_a_trained_list_is_answered_from_the_whole_list(model, processor, crops):
+    own, some = copy.deepcopy(processor), "AU12,AU6"
+    own.trained_lists = {"detection": [["AU9"], list(PRESETS["bp4d"])]}
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    whole, part = (pipe(crops[0], action_units=units)[0]["action_units"] for units in ("bp4d", some))
+    assert list(part) == ["AU12", "AU6"] and all(part[code] == whole[code] for code in part)
+    assert [len(own.question("detection", code)) for code in ("AU12", "AU9")] == [12, 1]
+    assert [unit.code for unit in own.question("intensity_level", some)] == ["AU12", "AU6"]  # never said to be limited
+
+
+def test_units_outside_the_trained_lists_are_answered_with_a_warning(model, processor, crops, monkeypatch):
+    own, said = copy.deepcopy(processor), []
+    own.trained_lists = {"detection": [["AU9"], ["AU6", "AU12"]]}
+    monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    assert list(pipe(crops[0], action_units="AU6,AU20")[0]["action_units"]) == ["AU6", "AU20"]
+    assert list(pipe(crops[0], action_units="AU9,AU12")[0]["action_units"]) == ["AU9", "AU12"]
+    assert "for AU20 at all" in said[0] and "for AU9, AU12 in one list" in said[1] and "AU6, AU12" in said[1]
 
 
 def test_no_face_is_an_empty_list(pipe):

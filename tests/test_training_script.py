@@ -122,6 +122,7 @@ def test_a_run_says_what_it_does_and_leaves_an_adapter_that_merges_exactly(run, 
         start = AuLlavaForConditionalGeneration.from_pretrained(tiny).eval()(**inputs).logits
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
     assert (start - merged).abs().max() > 1e-2
+    assert processor.trained_lists == {"detection": [["AU1", "AU12"]]}
 
     for place in (folder, Path(f"{folder}-merged")):
         names = {path.name for path in place.iterdir() if path.is_file()}

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import DynamicCache, set_seed
+from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.action_units import PRESETS, TASKS, select, write_answer
-from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
-from checkpoint.pretrain import UNITS, middle, read_shards
+from au_llava.action_units import PRESETS, TASKS
+from checkpoint.pretrain import LABELS, UNITS, fast_in_bfloat16, middle, read_shards, units_of
+from checkpoint.questions import Question
 
 
 CODES = [*dict.fromkeys(code for codes in PRESETS.values() for code in codes)]
@@ -64,9 +64,8 @@ def main() -> None:
     model = AuLlavaForConditionalGeneration.from_pretrained(args.model)
     processor = AuLlavaProcessor.from_pretrained(args.model)
     files = sorted(Path(args.data_dir).glob("train-*.parquet"))
-    columns = ["facs", "levels", "occurrences", "feafa"]
-    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
-    activations = torch.tensor([row["facs"] + row["feafa"] for row in rows])
+    rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+    activations = torch.from_numpy(np.stack([units_of(row) for row in rows]))
     activations = (activations - activations.mean(0)) / activations.std(0).clamp(min=1e-3)
     with torch.no_grad():
         faces = torch.stack(model.get_image_features(middle(read_shards(files, 64)["images"])).pooler_output)
@@ -74,6 +73,7 @@ def main() -> None:
     probe = nn.Linear(language.config.hidden_size, len(CODES))
     weights = [*language.parameters(), *model.lm_head.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    questions = {task: Question(processor, task) for task in TASKS}
     separators = processor.tokenizer.convert_tokens_to_ids(["[", ","])
     state_file, first = Path(args.output_dir) / "lessons.pt", 0
     if state_file.is_file():
@@ -92,29 +92,15 @@ def main() -> None:
             half = (1 + np.cos(np.pi * step / args.steps)) / 2
             group["lr"] = args.learning_rate * min(1, (step + 1) / 50) * max(half, 0.02)
         task = random.choice(list(TASKS))
-        units, chosen = select(None, task), random.choices(range(len(rows)), k=args.batch_size)
-        user, prompt = processor.messages(task), processor.prompt(task)
-        before = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        answers = []
-        for labels in (labels_of(rows[index], task) for index in chosen):
-            text = write_answer([labels[unit.code] for unit in units], task, units)
-            answers.append(
-                processor.apply_chat_template([*user, {"role": "assistant", "content": text}])[len(prompt) :]
-            )
-        answer = torch.tensor(processor.tokenizer(answers, add_special_tokens=False)["input_ids"])
-        image = before.index(processor.image_token_id)
-        after = torch.cat([torch.tensor(before[image + 1 :]).expand(len(answer), -1), answer], 1)
-        number, inside = places(answer, separators, len(units))
-        units_at = torch.tensor([CODES.index(unit.code) for unit in units])[number]
+        question, chosen = questions[task], random.choices(range(len(rows)), k=args.batch_size)
+        answer = question.write(question.labels([rows[index] for index in chosen]))
+        number, inside = places(answer, separators, len(question.units))
+        units_at = torch.tensor([CODES.index(unit.code) for unit in question.units])[number]
         seen = faces[torch.randint(len(faces), (len(answer),))].clone()
         exact = activations[chosen][:, None]
         seen[:, :, :UNITS] = exact + NOISE * torch.randn(*seen.shape[:2], UNITS)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            cache = DynamicCache(config=language.config)
-            language(input_ids=torch.tensor([before[:image]]), past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(answer))
-            embeddings = torch.cat([seen, language.embed_tokens(after)], 1)
-            output = language(inputs_embeds=embeddings, past_key_values=cache, output_hidden_states=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+            output = question.put(language, seen, answer, output_hidden_states=True)
             logits = model.lm_head(output.last_hidden_state[:, -answer.shape[1] - 1 : -1])
             state = output.hidden_states[DEPTH][:, -answer.shape[1] :]
             named = probe(nn.functional.rms_norm(state, state.shape[-1:]))

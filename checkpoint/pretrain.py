@@ -3,9 +3,11 @@
 The paper begins with an encoder pretrained elsewhere. This one learns from what only a renderer knows: every muscle
 activation, the screen displacement between a face's neutral and present shape in each patch, and landmark positions.
 
-    python -m checkpoint.pretrain --data_dir data/synthetic/train --output_dir runs/encoder
+    python -m checkpoint.pretrain --data_dir data/synthetic --output_dir runs/encoder
+    python -m checkpoint.pretrain --data_dir data/synthetic --output_dir runs/longer --encoder . --learning_rate 8e-4
 
-Writes the encoder alone, as a folder that `AutoModel` loads. Resumes from its last epoch when started again.
+Writes the encoder alone, as a folder that `AutoModel` loads. Resumes from its last epoch when started again. The
+second command goes on from the encoder of a finished AU-LLaVA.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from au_llava import AuLlavaForConditionalGeneration
 from au_llava.action_units import PRESETS, select
 
 
@@ -39,25 +42,28 @@ MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
 DEVIATION = torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
 # Pixels a side: what the encoder sees, and what is kept of each render, so that shifts and turns need no padding.
 SIZE, KEPT = 128, 144
-UNITS = 23 + 24  # FACS units, then FEAFA's
+LABELS = ["facs", "feafa", "levels"]
+FACS = 23
+UNITS = FACS + 24 + FACS  # FACS units, FEAFA's, and FACS units again as levels, in which faint actions count for more
 
 
 def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.Tensor]:
     """Decode shards that `python -m au_llava.datasets_scripts.synthetic_faces` wrote into memory.
 
     Returns:
-        `dict`: `images` `(n, 3, 144, 144)` uint8; `units` `(n, 47)` activations 0 to 1; `flow` `(n, 2, 16, 16)`, the
-        displacement from the face at rest, and `landmarks` `(n, 68, 2)`, both as parts of half the picture's side.
+        `dict`: `images` `(n, 3, 144, 144)` uint8; `units` `(n, 70)`, as [`units_of`] gives them; `flow`
+        `(n, 2, 16, 16)`, the displacement from the face at rest, and `landmarks` `(n, 68, 2)`, both as parts of half
+        the picture's side.
     """
     if not files:
         raise FileNotFoundError("No Parquet shards of rendered faces; render them first (docs/synthetic_faces.md).")
     rows: dict[str, list[np.ndarray]] = {"images": [], "units": [], "flow": [], "landmarks": []}
     for file in tqdm(files, desc="reading shards", unit="file"):
-        for row in pq.read_table(file, columns=["image", "facs", "feafa", "flow", "landmarks"]).to_pylist():
+        for row in pq.read_table(file, columns=["image", "flow", "landmarks", *LABELS]).to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
                 small = image.convert("RGB").resize((KEPT, KEPT), Image.Resampling.BILINEAR)
             rows["images"].append(np.asarray(small).transpose(2, 0, 1))
-            rows["units"].append(np.array(row["facs"] + row["feafa"], np.float32))
+            rows["units"].append(units_of(row))
             flow = np.frombuffer(row["flow"], np.float16).reshape(16, 16, 2).transpose(2, 0, 1)
             rows["flow"].append(flow.astype(np.float32) / 112)
             rows["landmarks"].append(np.array(row["landmarks"], np.float32).reshape(68, 2) / 112 - 1)
@@ -66,11 +72,16 @@ def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.
     return {name: torch.from_numpy(np.stack(values[:limit])) for name, values in rows.items()}
 
 
+def units_of(row: dict) -> np.ndarray:
+    """What a face does, `(70,)`: its FACS units and FEAFA's, 0 to 1, and its FACS units' levels as parts of 5."""
+    return np.array(row["facs"] + row["feafa"] + [level / 5 for level in row["levels"]], np.float32)
+
+
 def mirrored_units() -> torch.Tensor:
     """Column order of `units` after a left-right flip: FACS units stay, FEAFA's left and right ones change places."""
     codes = list(PRESETS["feafa"])
     swapped = [codes.index(unit.mirrored().code) for unit in select("feafa")]
-    return torch.cat([torch.arange(UNITS - 24), UNITS - 24 + torch.tensor(swapped)])
+    return torch.cat([torch.arange(FACS), FACS + torch.tensor(swapped), torch.arange(FACS + 24, UNITS)])
 
 
 def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -152,6 +163,12 @@ def make_encoder(architecture: str) -> PreTrainedModel:
     )
 
 
+def fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether 16 bits are faster here: on a GPU, and on processors that multiply them; elsewhere tenfold slower."""
+    able = torch.cpu.get_capabilities()
+    return device.type != "cpu" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 class Pretrainer(nn.Module):
     """The encoder with three linear heads; the projector of the assembled model starts from them."""
 
@@ -164,6 +181,8 @@ class Pretrainer(nn.Module):
         self.units = nn.Linear(tokens.shape[2], UNITS)
         self.landmarks = nn.Linear(tokens.shape[2], 136)
         self.flow = nn.Linear(tokens.shape[2], 2 * (16 // self.side) ** 2)
+        for head in (self.units, self.landmarks, self.flow):
+            nn.init.zeros_(head.weight)  # so that heads that know nothing yet do not disturb an encoder that does
 
     def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the language model will see: patches, `(batch, tokens, width)`, without a class token."""
@@ -171,7 +190,7 @@ class Pretrainer(nn.Module):
         return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Activations `(batch, 47)`, displacements `(batch, 2, 16, 16)`, landmarks `(batch, 68, 2)`, of variance 1."""
+        """Units `(batch, 70)`, displacements `(batch, 2, 16, 16)`, landmarks `(batch, 68, 2)`, of variance 1."""
         tokens = self.tokens(pixel_values)
         pooled = tokens.mean(1)
         cells = self.flow(tokens).view(len(tokens), self.side, self.side, 2, 16 // self.side, 16 // self.side)
@@ -188,6 +207,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--architecture", choices=["resnet", "dinov2"], default="resnet")
+    parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
+    parser.add_argument("--freeze", nargs="*", default=[], help="parts of it that stay as they are: embedder ...")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -200,7 +221,12 @@ def main() -> None:
     data = read_shards(sorted(Path(args.data_dir).glob("train-*.parquet")), args.limit)
     seen = sorted(Path(args.data_dir).glob("validation-*.parquet"))
     unseen = read_shards(seen, 500) if seen else None
-    model = Pretrainer(make_encoder(args.architecture)).to(device, memory_format=torch.channels_last)
+    if args.encoder:
+        encoder = AuLlavaForConditionalGeneration.from_pretrained(args.encoder).model.vision_tower
+    else:
+        encoder = make_encoder(args.architecture)
+    frozen = [encoder.get_submodule(name).requires_grad_(False) for name in args.freeze]
+    model = Pretrainer(encoder).to(device, memory_format=torch.channels_last)
     centre, spread = data["units"].mean(0).to(device), data["units"].std(0).clamp(min=1e-3).to(device)
     flow_spread, landmark_spread = data["flow"].std().to(device), data["landmarks"].std().to(device)
 
@@ -218,16 +244,18 @@ def main() -> None:
         order = torch.randperm(len(data["images"]), generator=generator)
         totals = torch.zeros(3)
         model.train()
+        for part in frozen:
+            part.eval()
         bar = tqdm(range(steps), desc=f"epoch {epoch + 1}/{args.epochs}", unit="step", mininterval=5)
         for step in bar:
             # The rate depends on the share of epochs done, so that a run may go on with more faces than it began with.
             done = (epoch + step / steps) / args.epochs
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * min(done / 0.01 + 0.01, (1 + math.cos(math.pi * done)) / 2)
+                group["lr"] = args.learning_rate * min(done / 0.03 + 0.01, (1 + math.cos(math.pi * done)) / 2)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
             batch = augment({name: values[rows] for name, values in data.items()}, generator)
             batch = {name: values.to(device) for name, values in batch.items()}
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
                 images = batch["images"].contiguous(memory_format=torch.channels_last)
                 units, flow, landmarks = (guess.float() for guess in model(images))
             unit_loss = (units - (batch["units"] - centre) / spread).pow(2).mean()

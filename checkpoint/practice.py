@@ -1,0 +1,194 @@
+"""Stage 5 of the default checkpoint: the language model practises on what the frozen encoder sees, computed once.
+
+`train_sft.py` encodes every picture anew in every step, and can train anything. Here the encoder stays as it is, so
+its image tokens of a few versions of each face are computed once, and all steps go to language model and projector:
+
+    python -m checkpoint.practice --model runs/second --data_dir data/synthetic --output_dir runs/practice
+
+With `--encoder runs/longer`, an encoder that went on learning from the model's own, that one takes its place; the
+projector is fitted anew, so that the language model meets image tokens that it can read.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModel, set_seed
+
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.action_units import PRESETS, TASKS
+from au_llava.losses import soft_digits_table
+from checkpoint.pretrain import LABELS, augment, fast_in_bfloat16, middle, read_shards
+from checkpoint.questions import Question
+
+
+# The answer to `intensity` is four times as long as the others and the hardest to learn.
+ROUND = ("intensity", "detection", "intensity", "intensity_level")
+SPREAD, FORMAT, NEUTRAL = 0.05, 0.1, 0.25  # soft digits, weight of brackets and commas, share of neutral drafts
+
+
+@torch.inference_mode()
+def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Image tokens `(pictures, tokens, width)` in 16 bits of normalised pictures `(pictures, 3, 128, 128)`."""
+    tokens = [encoder(part).last_hidden_state.flatten(2).transpose(1, 2) for part in images.split(50)]
+    return torch.cat(tokens).half()
+
+
+def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoder sees of `count` augmented versions of each face.
+
+    Returns:
+        Image tokens `(versions, faces, tokens, width)` in 16 bits; and what is mirrored, `(versions, faces)`.
+    """
+    tokens: list[torch.Tensor] = []
+    flipped: list[torch.Tensor] = []
+    for version in range(count):
+        generator, parts = torch.Generator().manual_seed(1000 * seed + version), []
+        for start in tqdm(range(0, len(faces["images"]), 50), desc=f"encoding, {version + 1}/{count}", mininterval=5):
+            batch = augment({name: values[start : start + 50] for name, values in faces.items()}, generator)
+            parts.append((encode(encoder, batch["images"]), batch["flipped"]))
+        for whole, found in zip((tokens, flipped), zip(*parts, strict=True), strict=True):
+            whole.append(torch.cat(found))
+    return torch.stack(tokens), torch.stack(flipped)
+
+
+@torch.no_grad()
+def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None:
+    """Let the projector make of another encoder's image tokens what it made of the old ones, by least squares.
+
+    Args:
+        before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders.
+    """
+    wanted = projector(before.float()).flatten(0, 1)
+    given = nn.functional.pad(now.float().flatten(0, 1), (0, 1), value=1.0)
+    ridge = 1e-3 * len(given) * torch.eye(given.shape[1])
+    found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted).T
+    projector.weight.copy_(found[:, :-1])
+    projector.bias.copy_(found[:, -1])
+
+
+def answer_loss(question: Question, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the digits, softened, and of the tokens between them.
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, length, vocabulary)`): Each place's prediction of the same place.
+        labels (`torch.LongTensor` of shape `(rows, units)`): From [`Question.labels`].
+        table (`torch.Tensor` of shape `(values, width, candidates)`): From [`soft_digits_table`].
+    """
+    said, free = logits.float().log_softmax(-1), question.grammar.free()
+    wanted = table[labels][:, :, free]
+    digits = -(wanted * said[:, question.digits][..., question.grammar.value_tokens.unique()]).sum(-1).mean()
+    between = torch.ones(said.shape[1], dtype=torch.bool)
+    between[question.digits.flatten()] = False
+    fixed = question.grammar.template()[between].expand(len(said), -1)
+    return digits + FORMAT * nn.functional.nll_loss(said[:, between].transpose(1, 2), fixed)
+
+
+def practise(
+    model: AuLlavaForConditionalGeneration,
+    processor: AuLlavaProcessor,
+    rows: list[dict],
+    tokens: torch.Tensor,
+    flipped: torch.Tensor,
+    args: argparse.Namespace,
+    save: Callable[[dict], None],
+    state: dict | None,
+) -> None:
+    """Train language model and projector; `save` gets what a stopped run goes on from, as `state`."""
+    language, projector = model.model.language_model, model.model.multi_modal_projector
+    questions = {task: Question(processor, task) for task in TASKS}
+    labels = {task: question.labels(rows) for task, question in questions.items()}
+    mirrored = {task: question.mirrored() for task, question in questions.items()}
+    tables = {
+        task: soft_digits_table(question.grammar, question.grammar.value_tokens.unique(), SPREAD)
+        for task, question in questions.items()
+    }
+    weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    first = 0
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    losses: dict[str, list[float]] = {task: [] for task in TASKS}
+    bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
+    for step in bar:
+        generator = np.random.default_rng([args.seed, step])
+        for group in optimizer.param_groups:
+            half = (1 + math.cos(math.pi * step / args.steps)) / 2
+            group["lr"] = args.learning_rate * min(1, (step + 1) / 20) * max(half, 0.02)
+        task = ROUND[step % len(ROUND)]
+        question = questions[task]
+        chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False))
+        version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size))
+        wanted = labels[task][chosen]
+        wanted = torch.where(flipped[version, chosen][:, None], wanted[:, mirrored[task]], wanted)
+        hidden = torch.from_numpy(generator.random(args.batch_size) < NEUTRAL)[:, None]
+        seen = torch.where(hidden, question.grammar.neutral_draft(), question.write(wanted))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+            output = question.put(language, projector(tokens[version, chosen].float()), seen)
+            logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
+        loss = answer_loss(question, logits, wanted, tables[task])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        losses[task].append(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix({name: f"{np.mean(values[-20:]):.3f}" for name, values in losses.items() if values})
+        if step % 200 == 199:
+            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--encoder", help="an encoder that takes the place of the model's own")
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--versions", type=int, default=2, help="of each face")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    set_seed(args.seed)
+    model = AuLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    processor = AuLlavaProcessor.from_pretrained(args.model)
+    files = sorted(Path(args.data_dir).glob("train-*.parquet"))
+    faces = read_shards(files)
+    rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+    if args.encoder:
+        own = model.model.vision_tower
+        model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
+        pictures = middle(faces["images"][:1000])
+        refit(model.model.multi_modal_projector, encode(own, pictures), encode(model.model.vision_tower, pictures))
+
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str, content: object) -> None:
+        torch.save(content, output / f"{name}.tmp")
+        os.replace(output / f"{name}.tmp", output / f"{name}.pt")
+
+    if not (output / "tokens.pt").is_file():
+        save("tokens", versions(model.model.vision_tower, faces, args.versions, args.seed))
+    tokens, flipped = torch.load(output / "tokens.pt", weights_only=True)
+    state_file = output / "practice.pt"
+    state = torch.load(state_file, weights_only=True) if state_file.is_file() else None
+    practise(model, processor, rows, tokens, flipped, args, lambda content: save("practice", content), state)
+    processor.trained_lists = {task: [list(PRESETS[TASKS[task].preset])] for task in TASKS}
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The three questions of the default checkpoint as token ids, put to a language model that is given image tokens."""
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from au_llava.action_units import select
+from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
+
+
+class Question:
+    """One task's question about its preset, and the answers to it.
+
+    Args:
+        processor ([`AuLlavaProcessor`]): With the text before the image.
+        task (`str`): `detection`, `intensity_level` or `intensity`.
+    """
+
+    def __init__(self, processor, task: str):
+        self.task, self.units, self.grammar = task, select(None, task), processor.grammar(task)
+        ids = processor.tokenizer(processor.prompt(task), add_special_tokens=False)["input_ids"]
+        first = ids.index(processor.image_token_id)
+        self.before, self.after = torch.tensor([ids[:first]]), torch.tensor([ids[first + 1 :]])
+        self.slots = self.grammar.slots()
+        self.digits = self.slots[:, self.grammar.free()]
+
+    def labels(self, rows: list[dict]) -> torch.Tensor:
+        """The right answers to rows of the synthetic faces, as places in the grammar's values `(rows, units)`."""
+        known = (labels_of(row, self.task) for row in rows)
+        numbers = torch.tensor([[labels[unit.code] for unit in self.units] for labels in known])
+        return (numbers[:, :, None] - self.grammar.values).abs().argmin(-1)
+
+    def mirrored(self) -> torch.Tensor:
+        """`(units,)`: where each unit of a mirrored face was before: the same place, or that of the other side."""
+        codes = [unit.code for unit in self.units]
+        return torch.tensor([codes.index(unit.mirrored().code) for unit in self.units])
+
+    def write(self, labels: torch.Tensor) -> torch.Tensor:
+        """Token ids `(rows, length)` of the answers that [`labels`] gives."""
+        answers = self.grammar.template().repeat(len(labels), 1)
+        answers[:, self.slots] = self.grammar.value_tokens[labels]
+        return answers
+
+    def put(self, language: PreTrainedModel, image: torch.Tensor, answers: torch.Tensor, **kwargs):
+        """Run the language model without its head; the text before the image is computed once.
+
+        Args:
+            image (`torch.Tensor` of shape `(rows, tokens, width)`): What the projector made of each picture.
+            answers (`torch.LongTensor` of shape `(rows, length)`): As the model is to see them.
+
+        Returns:
+            The language model's output; the last `length + 1` places are those before and in the answer.
+        """
+        cache = DynamicCache(config=language.config)
+        language(input_ids=self.before, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(answers))
+        after = torch.cat([self.after.expand(len(answers), -1), answers], 1)
+        embeddings = torch.cat([image, language.embed_tokens(after)], 1)
+        return language(inputs_embeds=embeddings, past_key_values=cache, **kwargs)

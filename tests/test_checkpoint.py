@@ -1,0 +1,94 @@
+"""The stages that make the default checkpoint, on a tiny model and the committed faces."""
+
+import argparse
+import copy
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from au_llava import AuLlavaProcessor
+from au_llava.action_units import TASKS
+from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
+from checkpoint.practice import practise, refit
+from checkpoint.pretrain import LABELS, UNITS, mirrored_units, units_of
+from checkpoint.questions import Question
+
+
+@pytest.fixture
+def text_first(tokenizer):
+    return AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56, prompt_layout="text_first")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    (file,) = SAMPLE.glob("*.parquet")
+    return pq.read_table(file, columns=[*LABELS, "occurrences"]).slice(0, 8).to_pylist()
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_questions_are_those_of_the_processor(model, text_first, rows, task):
+    question = Question(text_first, task)
+    answers = question.write(question.labels(rows[:2]))
+    user, labels = text_first.messages(task), [labels_of(row, task) for row in rows[:2]]
+    texts = [TASKS[task].write(known[unit.code]) for known in labels for unit in question.units]
+    assert texts[: len(question.units)] == text_first.tokenizer.decode(answers[0])[2:].split("]")[0].split(", ")
+
+    pictures = torch.randn(2, 3, 224, 224)
+    prompt = text_first.apply_chat_template(user, add_generation_prompt=True).replace("<image>", "<image>" * 16)
+    ids = torch.tensor(text_first.tokenizer(prompt, add_special_tokens=False)["input_ids"]).expand(2, -1)
+    with torch.no_grad():
+        whole = model(input_ids=torch.cat([ids, answers], 1), pixel_values=pictures).logits
+        image = torch.stack(model.get_image_features(pictures).pooler_output)
+        state = question.put(model.model.language_model, image, answers).last_hidden_state
+    length = answers.shape[1]
+    torch.testing.assert_close(model.lm_head(state)[:, -length:], whole[:, -length:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_mirrored_face_has_its_sides_exchanged(text_first, rows):
+    mirrored, units = mirrored_units(), torch.from_numpy(units_of(rows[0]))
+    assert units.shape == (UNITS,) and torch.equal(units[mirrored][mirrored], units)
+    places = Question(text_first, "intensity").mirrored()
+    assert torch.equal(places + 23, mirrored[23:47]) and places[:2].tolist() == [1, 0]  # left and right eye
+
+
+def test_a_refitted_projector_says_of_another_encoder_what_it_said_of_the_old_one():
+    torch.manual_seed(0)
+    projector, turn = nn.Linear(12, 20), torch.linalg.qr(torch.randn(12, 12)).Q
+    before = torch.randn(300, 4, 12)
+    wanted = projector(before)
+    refit(projector, before, before @ turn + 1)
+    torch.testing.assert_close(projector(before @ turn + 1), wanted, atol=0.02, rtol=0.02)
+
+
+def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows, monkeypatch):
+    tokens = torch.randn(2, len(rows), 16, 32).half()
+    flipped = torch.tensor([[False] * len(rows), [True] * len(rows)])
+    args = argparse.Namespace(steps=6, batch_size=4, learning_rate=1e-2, seed=0)
+    start, saved = copy.deepcopy(model.state_dict()), []
+
+    def run(stop: int, state=None):
+        """Practise up to a step, as a run that is killed there, and keep what it would have written."""
+        model.load_state_dict(start)
+
+        def step(self, closure=None, own=torch.optim.AdamW.step):
+            own(self)
+            steps.append(copy.deepcopy({"model": model.state_dict(), "optimizer": self.state_dict()}))
+            if len(steps) == stop:
+                raise KeyboardInterrupt
+
+        steps: list[dict] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.optim.AdamW, "step", step)
+            try:
+                practise(model, text_first, rows, tokens, flipped, args, saved.append, state)
+            except KeyboardInterrupt:
+                return steps[-1] | {"step": stop}
+        return model.state_dict()
+
+    whole = copy.deepcopy(run(stop=99))
+    resumed = run(stop=99, state=run(stop=4))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    moved = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
+    assert moved == {"language_model", "multi_modal_projector", "weight"}  # the encoder stays as it is

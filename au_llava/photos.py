@@ -1,6 +1,7 @@
 """Photographs in, faces with the answers to several questions out: what every subcommand that recognises shares."""
 
 import hashlib
+import json
 import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 from transformers import PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file, logging
 
 from . import (
     AuLlavaForConditionalGeneration,
@@ -50,7 +51,9 @@ class Photo:
 
 
 def load_pipeline(model: str | None = None, device: str | None = None) -> FacialActionUnitPipeline:
-    """Load a model folder or Hub id, the checkpoint of the package by default, with this package's own code.
+    """Load a model or an adapter, from a folder or by its Hub id, by default the checkpoint of the package.
+
+    The package's own code is used, not what lies beside the weights.
 
     Raises:
         ValueError: There is no AU-LLaVA at that place, or its files are damaged.
@@ -59,14 +62,18 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> Facial
     place = model or default_checkpoint()
     remedy = "give a folder that save_pretrained wrote or the id of an AU-LLaVA on the Hub"
     try:
-        if Path(place).is_dir() and not Path(place, "config.json").is_file():
+        files = {path.name for path in Path(place).glob("*.json")}
+        if Path(place).is_dir() and not files & {"config.json", ADAPTER_CONFIG_NAME}:
             raise FileNotFoundError("the folder holds no config.json")
         if not Path(place).is_dir() and (place.count("/") > 1 or place.startswith((".", "/", "~"))):
             raise FileNotFoundError("there is no such folder")
-        kind = PreTrainedConfig.get_config_dict(place)[0].get("model_type")
+        adapter = find_adapter_config_file(place)
+        base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else place
+        kind = PreTrainedConfig.get_config_dict(base)[0].get("model_type")
         if kind != "au_llava":
             raise ValueError(f"its config.json says model_type {kind!r}")
         network = AuLlavaForConditionalGeneration.from_pretrained(place)
+        network.name_or_path = place  # an adapter's, where transformers tells its base's
         pipe = FacialActionUnitPipeline(network, processor=AuLlavaProcessor.from_pretrained(place), device=device)
         # Much damage, and files that do not belong together, show in use only.
         units = pipe.processor.trained_lists.get("detection", [["AU1"]])[0]
@@ -158,11 +165,11 @@ def detector_name(faces: list[Face]) -> str:
 def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
     """What produces the numbers: model, a checksum of its weights, versions, detector and date."""
     place = pipe.model.name_or_path
-    weights = Path(place, "model.safetensors")
     entry = {"model": place}
-    if weights.is_file():
-        with weights.open("rb") as file:
-            entry["weights SHA-256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        if (weights := Path(place, name)).is_file():
+            with weights.open("rb") as file:
+                entry["weights SHA-256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     entry["parameters"] = f"{pipe.model.num_parameters():,}"
     entry["device"] = f"{pipe.model.device.type}, {str(pipe.model.dtype).removeprefix('torch.')}"
     entry["detector"] = detector

@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_model
 from dataset_trees import save, write_auw, write_occurrence, write_video
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from au_llava import AuLlavaProcessor
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS
 
 
@@ -234,15 +235,15 @@ def read_recipe(path: Path) -> None:
         sys.stderr = sys.__stderr__
 
 
-MODEL = Path()  # the folder of a whole tiny model, which the fixture writes
+MODELS = Path()  # holds a whole tiny model and an adapter for it, which the fixture writes
 
 
-def model_file(name: str) -> Callable:
+def model_file(name: str, kind: str = "model") -> Callable:
     def write(folder: Path, draw: random.Random) -> Path:
-        for path in MODEL.iterdir():
+        for path in (MODELS / kind).iterdir():
             (folder / path.name).symlink_to(path)
         (folder / name).unlink()
-        (folder / name).write_bytes((MODEL / name).read_bytes())
+        (folder / name).write_bytes((MODELS / kind / name).read_bytes())
         return folder / name
 
     return write
@@ -267,6 +268,8 @@ KINDS = {  # writer, reader, whether it is text, cases by default, cases when sl
     "recipe": (write_recipe, read_recipe, True, 0, 150),
     "config.json": (model_file("config.json"), read_model, True, 8, 90),
     "model.safetensors": (model_file("model.safetensors"), read_model, False, 8, 60),
+    "adapter_config.json": (model_file("adapter_config.json", "adapter"), read_model, True, 2, 40),
+    "adapter_model.safetensors": (model_file("adapter_model.safetensors", "adapter"), read_model, False, 2, 40),
     "processor_config.json": (model_file("processor_config.json"), read_model, True, 6, 60),
     "tokenizer.json": (model_file("tokenizer.json"), read_model, True, 4, 50),
     "tokenizer_config.json": (model_file("tokenizer_config.json"), read_model, True, 4, 40),
@@ -371,12 +374,16 @@ def attack(kind: str, count: int, folder: Path, first: int = 0) -> tuple[dict[st
 
 @pytest.fixture(scope="module", autouse=True)
 def whole_model(tmp_path_factory, tokenizer):
-    global MODEL
-    MODEL = tmp_path_factory.mktemp("model")
-    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(MODEL)
-    AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56).save_pretrained(MODEL)
-    for code in MODEL.glob("*.py"):  # the package's own is used
-        code.unlink()
+    global MODELS
+    MODELS = tmp_path_factory.mktemp("models")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(MODELS / "model")
+    base = AuLlavaForConditionalGeneration.from_pretrained(MODELS / "model")
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["multi_modal_projector"])
+    get_peft_model(base, settings).save_pretrained(MODELS / "adapter")
+    for folder in MODELS.iterdir():
+        AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56).save_pretrained(folder)
+        for code in folder.glob("*.py"):  # the package's own is used
+            code.unlink()
 
 
 def listing(folder: Path) -> set[str]:

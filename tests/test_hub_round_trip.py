@@ -215,9 +215,8 @@ def test_the_whole_way_there_and_back(hub, trained, tmp_path):
     assert code == 0, error
     oid = hub.repository(f"{USER}/au").tags["v1"]
     assert f'revision="{oid}"' in out
-    assert {"results/results.json", "model.safetensors", "modeling_au_llava.py"} <= set(
-        hub.repository(f"{USER}/au").find(oid).files
-    )
+    published = set(hub.repository(f"{USER}/au").find(oid).files)
+    assert {"results/results.json", "model.safetensors", "modeling_au_llava.py", "decision.json"} <= published
 
     expected = ask(trained)
     # A later version with other weights does not change what the first one answers.

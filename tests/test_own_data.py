@@ -1,5 +1,6 @@
 """docs/own_data.md from top to bottom, as its reader runs it: own pictures, crops, training, scores, recognition."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -8,6 +9,11 @@ import sys
 
 import pytest
 from conftest import ROOT
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from au_llava import AuLlavaForConditionalGeneration
+from au_llava.photos import load_pipeline, provenance
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -41,3 +47,26 @@ def test_the_page_leads_from_pictures_to_a_model(tmp_path):
     assert {"adapter_model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "runs_mine").iterdir()}
     table = (tmp_path / "mine.csv").read_text().splitlines()
     assert len(table) == 201 and "AU12_intensity_level" in table[0]
+
+
+def test_an_adapter_recognises_by_its_folder_alone(tmp_path, model, processor):
+    """As `au-llava recognize --model runs/mine` opens it: with the adapter's weights, and under its own name."""
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    base = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    tuned = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "mine")
+    processor.save_pretrained(tmp_path / "mine")
+    crop, answers = Image.linear_gradient("L").convert("RGB").resize((224, 224)), []
+    for folder, weights in (("base", "model.safetensors"), ("mine", "adapter_model.safetensors")):
+        pipe = load_pipeline(str(tmp_path / folder), "cpu")
+        told = provenance(pipe, "none")
+        assert told["model"] == str(tmp_path / folder)
+        digest = hashlib.sha256((tmp_path / folder / weights).read_bytes()).hexdigest()
+        assert digest.startswith(told["weights SHA-256"])
+        [face] = pipe(crop, task="detection", detector="none")
+        answers.append([unit["probability"] for unit in face["action_units"].values()])
+    assert answers[0] != answers[1]
+    (tmp_path / "mine" / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match=r"the folder holds no config\.json"):
+        load_pipeline(str(tmp_path / "mine"), "cpu")

@@ -111,6 +111,7 @@ class ReadoutMixin:
     dtype: torch.dtype
     model: Callable
     parameters: Callable
+    modules: Callable
     get_image_features: Callable
     __call__: Callable
 
@@ -278,8 +279,11 @@ class ReadoutMixin:
 
     def _prefix(self, tokens: torch.Tensor) -> DynamicCache:
         """Keys and values of a text `(1, length)`, from memory if they are there."""
-        # Training steps, loading, casting and moving all change one of these.
-        weights = hash(tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters()))
+        # Training steps, loading, casting and moving all change one of these; PEFT switches adapters by its own marks.
+        tensors = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters())
+        marks = ("_disable_adapters", "_active_adapter")
+        switches = tuple(str(vars(part)[mark]) for part in self.modules() for mark in marks if mark in vars(part))
+        weights = hash((tensors, switches))
         if self._prefixes is None or self._prefixes[0] != weights:
             self._prefixes = (weights, OrderedDict())
         known, key = self._prefixes[1], tuple(tokens[0].tolist())

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from conftest import ROOT
+from peft import LoraConfig, get_peft_model
 from undecided import TASKS, generated, inputs_for, undecided_model
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
@@ -100,10 +101,15 @@ def test_a_reused_prefix_changes_nothing(model, processor, layout):
     grammar = own.grammar("intensity_level", "disfa")
     for seed in range(2):  # the second batch finds the first one's prefix
         inputs = inputs_for(own, "intensity_level", "disfa", seed=seed)
-        plain = model.recognize(**inputs, grammar=grammar, reuse_prefix=False)
-        reused = model.recognize(**inputs, grammar=grammar)
+        said = []
+        handle = model.lm_head.register_forward_hook(lambda *args, said=said: said.append(args[2]))
+        plain, reused = (model.recognize(**inputs, grammar=grammar, reuse_prefix=reuse) for reuse in (False, True))
+        handle.remove()
         assert torch.equal(plain.sequences, reused.sequences)
         torch.testing.assert_close(plain.distributions, reused.distributions, atol=1e-5, rtol=0)
+        assert len(said) == plain.forwards + reused.forwards
+        for ours, theirs in zip(said[: plain.forwards], said[plain.forwards :], strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_prefixes_are_forgotten_when_weights_change_and_are_few(model, processor):
@@ -128,6 +134,19 @@ def test_prefixes_are_forgotten_when_weights_change_and_are_few(model, processor
     assert answer().distributions.dtype == torch.float32
     changing.to(torch.bfloat16)
     assert answer().distributions.isfinite().all()
+
+
+def test_an_adapter_switched_off_or_on_is_noticed(model, processor):
+    own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    question = {**inputs_for(own, "detection", "bp4d"), "grammar": own.grammar("detection", "bp4d")}
+    config = LoraConfig(target_modules=["v_proj"], init_lora_weights=False, inference_mode=True)
+    adapted = get_peft_model(copy.deepcopy(model), config).eval()
+    tuned = adapted.recognize(**question).distributions
+    with adapted.disable_adapter():
+        base = adapted.recognize(**question).distributions
+    torch.testing.assert_close(base, model.recognize(**question).distributions, atol=1e-5, rtol=0)
+    assert not torch.allclose(base, tuned, atol=1e-3)
+    torch.testing.assert_close(adapted.recognize(**question).distributions, tuned, atol=1e-5, rtol=0)
 
 
 def check_equal_but_for_near_ties(model, inputs, grammar):
@@ -155,9 +174,8 @@ def test_in_bfloat16_an_answer_differs_from_generation_only_where_two_digits_nea
     check_equal_but_for_near_ties(half, inputs_for(processor, task, "feafa"), processor.grammar(task, "feafa"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_trained_weights_answer_as_they_would_generate(task, dtype):
     model = AuLlavaForConditionalGeneration.from_pretrained(default_checkpoint(), dtype=dtype).eval()
     processor = AuLlavaProcessor.from_pretrained(default_checkpoint())

@@ -45,6 +45,15 @@ def test_readout_and_decision_reach_the_model(pipe, crops):
             pipe(crops[0], **settings)
 
 
+def test_calibration_is_used_unless_turned_off(model, processor, crops):
+    own, settings = copy.deepcopy(processor), {"action_units": "AU1,AU2"}
+    own.calibration = {"detection": {"temperature": 2.0, "thresholds": {"AU1": 0.0, "AU2": 1.0}}}
+    plain, fitted = make(model, processor), make(model, own)
+    (face,) = fitted(crops[0], **settings)
+    assert [unit["value"] for unit in face["action_units"].values()] == [1, 0]
+    assert fitted(crops[0], calibrated=False, **settings) == plain(crops[0], **settings) != [face]
+
+
 def test_a_batch_that_memory_has_no_room_for_is_halved_and_nothing_is_lost(pipe, crops, caplog):
     expected = values(pipe(crops, batch_size=1))
     sizes = []

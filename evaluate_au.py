@@ -19,7 +19,7 @@ from evaluation import calibration
 from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
-from evaluation.data import QUESTIONS, SAMPLE, has_folds, read_set
+from evaluation.data import FOLDS, PROTOCOLS, QUESTIONS, SAMPLE, has_folds, read_set
 from evaluation.formats import check_formats
 from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--split", default="test")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
-    parser.add_argument("--fold", type=int, choices=(1, 2, 3), help="by default all three, where there are folds")
+    parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
     parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
     parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
     parser.add_argument(
@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--decision", default="mode", choices=DECISIONS, help="what is scored of each distribution")
     parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
+    args.fold = FOLDS[args.fold]
     if args.predictions:  # about what they were made for
         origin = read_origin(args.predictions)
         if args.dataset not in (None, origin["dataset"]):
@@ -92,10 +93,12 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
     processes().wait_for_everyone()
 
 
-def others_calibration(folder: str) -> dict[int, dict]:
-    """Fitted on the predictions about the validation people, where a model beside ours has left some."""
+def stored_calibration(folder: str) -> dict[int, dict]:
+    """Fitted on predictions about the validation people, where the same model has left some beside the others."""
     validation = Path(folder, "validation")
-    return calibration.fit_folds(validation) if validation.is_dir() else {}
+    if not validation.is_dir() or read_origin(validation)["model"] != read_origin(folder)["model"]:
+        return {}
+    return calibration.fit_folds(validation)
 
 
 def main() -> None:
@@ -103,7 +106,8 @@ def main() -> None:
     if args.compare:
         comparison = compare(*(read_answers(folder, args.decision) for folder in args.compare), args.resamples)
         write_json(comparison, args.output, "comparison.json")
-        print(comparison_table(comparison))
+        about = read_origin(args.compare[0])
+        print(f"{comparison_table(comparison)}\n\nProtocol: {PROTOCOLS[about['dataset'], about['protocol']]}.")
         return
     how = (args.batch_size, args.dtype, args.tasks, args.readout)
     if args.calibrate:
@@ -122,9 +126,12 @@ def main() -> None:
 
     answers = read_answers(stored, args.decision)
     source, folds = args.calibration or args.model, {int(fold) for task in answers.values() for fold in task.folds}
-    fitted = {fold: calibration.load(of_fold(source, fold)) for fold in folds} if source else {}
+    if source:
+        fitted = {fold: calibration.load(of_fold(source, fold)) for fold in folds}
+    else:
+        fitted = stored_calibration(stored)
     beside = {
-        Path(folder).name: (read_answers(folder, args.decision), others_calibration(folder)) for folder in args.beside
+        Path(folder).name: (read_answers(folder, args.decision), stored_calibration(folder)) for folder in args.beside
     }
     settings = vars(args) | {"models": sorted({name for name, _ in read_origin(stored)["model"].values()})}
     results = summarise(answers, settings, shlex.join(["python", *sys.argv]), fitted, beside, args.resamples)
@@ -132,7 +139,8 @@ def main() -> None:
         model, processor = load(args.model, args.dtype)
         results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size)
     if args.robustness:
-        results["robustness"] = curves(read_answers(harmed, args.decision), fitted)
+        applied = {task: result["calibration"]["fitted"] for task, result in results["tasks"].items()}
+        results["robustness"] = curves(read_answers(harmed, args.decision), applied)
     write_json(results, args.output, "results.json")
     report = write_report(results, answers, args.output, evaluation_set)
     if args.update_card:

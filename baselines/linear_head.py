@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from au_llava.action_units import get_task
 from evaluation.answers import STAMP
-from evaluation.data import QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
+from evaluation.data import FOLDS, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
 from evaluation.scores import is_detection
 
@@ -114,13 +114,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the AU-LLaVA whose encoder is used; {fold} as in evaluate_au")
     parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
-    parser.add_argument("--fold", type=int, choices=(1, 2, 3), help="by default all three, where there are folds")
+    parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
     parser.add_argument("--data_dir", default=str(SAMPLE), help="the shards with the split train, or prepared crops")
     parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
     parser.add_argument("--limit", type=int, help="training pictures; as many as AU-LLaVA saw, to be fair")
     parser.add_argument("--calibrate", action="store_true", help="leave the validation people out, for thresholds")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
+    args.fold = FOLDS[args.fold]
 
     found, sources = {"test": [], "validation": []}, {}
     for fold in (1, 2, 3) if has_folds(args.dataset, args.protocol) and not args.fold else (args.fold,):

@@ -124,13 +124,15 @@ def apply(answers: Answers, fitted: dict) -> Answers:
     return replace(answers, distributions=distributions, expected_values=expected, values=chosen)
 
 
-def own_people(calibrations: dict[int, dict], task: str, origin: dict) -> dict[int, dict]:
-    """One task's calibration for each test fold; empty unless every fold has one.
+def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: str = "test") -> dict[int, dict]:
+    """One task's calibration for each test fold; empty unless every fold has one, and none knows the people scored.
 
     Args:
         calibrations (`dict[int, dict]`): By test fold, from [`load`].
         task (`str`): Which task.
         origin (`dict`): `dataset` and `protocol` of the test set.
+        split (`str`): Which people are scored. In `validation` and `train` are those whom a calibration on the same
+            data set was fitted on.
 
     Raises:
         ValueError: A calibration was fitted for another fold of this data set: on people that are tested here.
@@ -138,6 +140,8 @@ def own_people(calibrations: dict[int, dict], task: str, origin: dict) -> dict[i
     found = {fold: fitted[task] for fold, fitted in calibrations.items() if task in fitted}
     for fold, fitted in found.items():
         source = fitted.get("fitted_on", {})
+        if split != "test" and source.get("dataset") == origin["dataset"]:
+            return {}
         if source.get("dataset") == origin["dataset"] and source != {**source, "fold": fold, **origin}:
             raise ValueError(
                 f"The calibration for {task} was fitted for {source}, not for fold {fold} of {origin}: thresholds "

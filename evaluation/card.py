@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard
 
 from .scores import CALIBRATED, MODEL, is_detection
-from .table import NAMES, number, remarks, verdicts, with_interval
+from .table import NAMES, known_errors, number, published, remarks, verdicts, with_interval
 
 
 _SHOWN = {True: ("f1", "roc_auc"), False: ("mae", "icc31")}
@@ -104,11 +104,12 @@ def _section(results: dict) -> str:
         lines += ["| | " + " | ".join(NAMES[metric] for metric in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
         for row, scores in result["rows"].items():
             lines.append(f"| {row} | " + " | ".join(with_interval(scores["mean"][name]) for name in metrics) + " |")
+        lines += [f"| {' | '.join(cells)} | |" for cells in published(result)]
         row, how = _own_row(result)
         unit_scores = result["rows"][row]["action_units"]
         listed = (f"{unit} {number(unit_scores[unit][metrics[0]]['value'], 2)}" for unit in result["action_units"])
         lines += ["", f"{NAMES[metrics[0]]} of each{how}: {', '.join(listed)}."]
-        for line in (*remarks(result["rows"][row]), *verdicts(result)):
+        for line in (*known_errors(result), *remarks(result["rows"][row]), *verdicts(result)):
             lines += ["", line]
     lines += _calibration(results["tasks"]) + _groups(results["tasks"])
     lines += _robustness(results["robustness"]) if "robustness" in results else []

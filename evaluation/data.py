@@ -44,6 +44,7 @@ _BUILDERS = {"bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa}
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
+FOLDS = {"1": 1, "2": 2, "3": 3, "all": None}  # what `--fold` may say, and how `read_set` takes it
 
 
 @dataclass

@@ -49,9 +49,9 @@ def write_report(
     for task, result in results["tasks"].items():
         parts.append(_task(task, result, answers[task], results["protocol"], evaluation_set))
     if "robustness" in results:
-        parts.append(_robustness(results["robustness"]))
+        parts.append(_robustness(results["robustness"], results["protocol"]))
     if "formats" in results:
-        parts.append(_formats(results["formats"]))
+        parts.append(_formats(results["formats"], results["protocol"]))
     parts.append("</body></html>\n")
     path = Path(output) / "report.html"
     draft = path.with_suffix(".tmp")
@@ -169,12 +169,19 @@ def _groups(task: str, result: dict) -> str:
         return ""
     names = HEADLINES[is_detection(task)]
     lines = [
-        ([f"{name}: {group}", str(scores["samples"]), *(with_interval(scores["mean"][key]) for key in names)], False)
+        (
+            [f"{name}: {group}", str(scores["samples"]), *(with_interval(scores["mean"][key]) for key in names)]
+            + [", ".join(scores["degenerate"])],
+            False,
+        )
         for name, groups in result["groups"].items()
         for group, scores in groups.items()
     ]
-    table = _table(["group", "pictures", *(NAMES[name] for name in names)], lines)
-    return f"<h3>By group</h3>{table}<p class=note>Groups differ in how often Action Units occur, and F1 with it.</p>"
+    head = ["group", "pictures", *(NAMES[name] for name in names), "units whose labels or answers are all alike"]
+    return (
+        f"<h3>By group</h3>{_table(head, lines, reason=True)}"
+        "<p class=note>Groups differ in how often Action Units occur, and F1 with it.</p>"
+    )
 
 
 def _calibration(task: str, result: dict) -> str:
@@ -192,7 +199,7 @@ def _calibration(task: str, result: dict) -> str:
         )
         note = f"Temperature {values}, fitted on people of the split validation, none of whom is tested here."
     else:
-        note = "This model has not been calibrated."
+        note = "No calibration is applied: the model has none, or it was fitted on these very people."
     return (
         f"<h3>Calibration</h3><p class=note>{note}</p>"
         + _table([f"probability of {what}", "ECE", "Brier score"], lines)
@@ -219,8 +226,8 @@ def _thresholds(result: dict, fitted: dict[str, dict]) -> str:
     return f"<details><summary>Threshold and F1 of each Action Unit</summary>{_table(head, lines)}</details>"
 
 
-def _robustness(found: dict) -> str:
-    parts = ["<h2>Robustness</h2>"]
+def _robustness(found: dict, protocol: str) -> str:
+    parts = [f"<h2>Robustness</h2><p class=note>Protocol: {escape(protocol)}.</p>"]
     for task, result in found.items():
         caption = (
             f"{NAMES[result['metric']]} of {task} on {result['pictures']} pictures, as they are (dashed) and damaged; "
@@ -243,7 +250,7 @@ def _robustness(found: dict) -> str:
     return "\n".join(parts)
 
 
-def _formats(found: dict) -> str:
+def _formats(found: dict, protocol: str) -> str:
     invalid = [
         ([task, number(share), number(found["invalid_constrained"][task])], False)
         for task, share in found["invalid"].items()
@@ -253,7 +260,7 @@ def _formats(found: dict) -> str:
         f"<h2>Form of the answers</h2><p class=note>On {found['pictures']} pictures. Invalid is an answer that is not "
         "one array of the right length and range. Contradictions: one format calls a unit clearly present (1, level 3 "
         "or more, 0.5 or more) and the other clearly absent (0, level 0, 0.05 or less), of all pairs of picture and "
-        f"unit; asked about {', '.join(found['units'])}.</p>"
+        f"unit; asked about {', '.join(found['units'])}. Protocol: {escape(protocol)}.</p>"
         + _table(["invalid answers, share", "free text (plain generate)", "under the grammar"], invalid)
         + _table(["contradictions between formats", "share"], contradictions)
     )

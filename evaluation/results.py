@@ -42,7 +42,7 @@ def summarise(
     """
     tasks, origin = {}, {name: settings[name] for name in ("dataset", "protocol")}
     for task, raw in answers.items():
-        fitted = own_people(calibrations or {}, task, origin)
+        fitted = own_people(calibrations or {}, task, origin, raw.split)
         calibrated = apply_folds(raw, fitted) if fitted else None
         others, comparisons = {}, []
         for name, (found, found_calibrations) in (beside or {}).items():
@@ -51,7 +51,7 @@ def summarise(
             asked = np.isin(found[task].samples, raw.samples)  # with --limit, ours are some of theirs
             _, others[name] = same_pictures(raw, found[task].take(asked))
             comparisons += _comparisons(MODEL, name, raw, others[name], resamples)
-            own = own_people(found_calibrations, task, origin)
+            own = own_people(found_calibrations, task, origin, raw.split)
             if own and is_detection(task):
                 better = f"{name}, fitted thresholds"
                 others[better] = apply_folds(others[name], own)

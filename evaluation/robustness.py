@@ -94,12 +94,13 @@ def damaged(evaluation_set: EvaluationSet, pictures: int) -> EvaluationSet:
     )
 
 
-def curves(answers: dict[str, Answers], calibrations: dict[int, dict] | None = None, resamples: int = 200) -> dict:
+def curves(answers: dict[str, Answers], applied: dict[str, dict] | None = None, resamples: int = 200) -> dict:
     """Scores by damage and strength.
 
     Args:
         answers (`dict[str, Answers]`): By task, about a [`damaged`] set.
-        calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]: with their thresholds.
+        applied (`dict`, *optional*): By task and test fold, the calibrations that the scores of undamaged pictures
+            use: `calibration["fitted"]` of [`summarise`].
         resamples (`int`): Of people, for the intervals.
 
     Returns:
@@ -108,8 +109,8 @@ def curves(answers: dict[str, Answers], calibrations: dict[int, dict] | None = N
     """
     result = {}
     for task, answer in answers.items():
-        fitted = {fold: found[task] for fold, found in (calibrations or {}).items() if task in found}
-        answer = apply_folds(answer, fitted)
+        fitted = (applied or {}).get(task, {})
+        answer = apply_folds(answer, {int(fold): own for fold, own in fitted.items()})
         metric = "f1" if is_detection(task) else "mae"
 
         def score(name: str, strength: int, answer=answer, metric=metric) -> dict:

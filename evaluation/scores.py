@@ -76,7 +76,7 @@ def group_scores(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict
     """A model's scores on each group of pictures: by what is known of them, then by group.
 
     Returns:
-        `dict`: E.g. `["skin"]["dark"]`, with `samples` and `mean` as in [`score_row`].
+        `dict`: E.g. `["skin"]["dark"]`, with `samples`, and `mean` and `degenerate` as in [`score_row`].
     """
     found = {}
     for name, column in answers.groups.items():
@@ -84,7 +84,8 @@ def group_scores(answers: Answers, resamples: int = bootstrap.RESAMPLES) -> dict
         for group in np.unique(column):
             part = answers.take(column == group)
             row = score_row(part, part.values, part.expected_values, resamples)
-            found[name][str(group)] = {"samples": len(part.samples), "mean": row["mean"]}
+            told = {key: row[key] for key in ("mean", "degenerate")}
+            found[name][str(group)] = {"samples": len(part.samples)} | told
     return found
 
 
@@ -120,9 +121,10 @@ def score_row(
     Returns:
         `dict`: `mean` and `action_units` (by unit), each score as `{"value", "low", "high"}` with a 95 % interval over
         people (ROC-AUC and average precision have none); `spread`, the standard deviation of the folds' means;
-        `pooled`, the means with all folds taken together; `degenerate`, remarks of the metric.
+        `pooled`, the means with all folds taken together; `degenerate`, by unit, remarks of the metric on any fold.
     """
-    folds = [_compute(answers, values, probabilities, answers.folds == fold) for fold in np.unique(answers.folds)]
+    numbers = np.unique(answers.folds).tolist()
+    folds = [_compute(answers, values, probabilities, answers.folds == fold) for fold in numbers]
     pooled = _compute(answers, values, probabilities, slice(None)) if len(folds) > 1 else folds[0]
     draws = draw_scores(answers, values, probabilities, resamples)
     names = [name for name in pooled if name not in ("unknown", "degenerate", "action_units")]
@@ -148,7 +150,21 @@ def score_row(
         "action_units": per_unit,
         "spread": {name: float(np.std([fold[name] for fold in folds])) for name in names},
         "pooled": {name: pooled[name] for name in names},
-        "degenerate": pooled["degenerate"],
+        "degenerate": _remarks(dict(zip(numbers, folds, strict=True))),
+    }
+
+
+def _remarks(folds: dict[int, dict]) -> dict[str, str]:
+    """The metric's remark about each unit; what is true of some folds only, with their numbers."""
+    where: dict[str, dict[str, list[str]]] = {}
+    for fold, found in folds.items():
+        for unit, note in found["degenerate"].items():
+            where.setdefault(unit, {}).setdefault(note, []).append(str(fold))
+    return {
+        unit: "; ".join(
+            note if len(some) == len(folds) else f"in fold {', '.join(some)} {note}" for note, some in notes.items()
+        )
+        for unit, notes in where.items()
     }
 
 

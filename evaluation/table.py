@@ -61,9 +61,7 @@ def task_table(task: str, result: dict) -> str:
     names, rows = HEADLINES[is_detection(task)], result["rows"]
     means = [["mean", *(NAMES[name] for name in names)]]
     means += [[row, *(with_interval(scores["mean"][name]) for name in names)] for row, scores in rows.items()]
-    means += [
-        [f"{row['method']}, published", number(row["mean"]), *[""] * (len(names) - 1)] for row in result["published"]
-    ]
+    means += [[*cells, *[""] * (len(names) - 1)] for cells in published(result)]
     main = names[0]
     per_unit = [["", "present", *(f"{NAMES[main]} {row}" for row in rows), *(NAMES[name] for name in names[1:])]]
     for unit in result["action_units"]:
@@ -74,7 +72,30 @@ def task_table(task: str, result: dict) -> str:
         f"{task}: {result['samples']} pictures of {result['subjects']} people, {len(result['action_units'])} Action "
         f"Units; 95 % intervals over people"
     )
-    return "\n".join([head, "", columns(means), "", columns(per_unit), *remarks(rows[MODEL]), *verdicts(result)])
+    words = (*known_errors(result), *remarks(rows[MODEL]), *verdicts(result))
+    return "\n".join([head, "", columns(means), "", columns(per_unit), *words])
+
+
+def published(result: dict) -> list[list[str]]:
+    """Name and mean of the paper's rows; of how many units, where it has not all that are scored here."""
+    count = len(result["action_units"])
+    return [
+        [
+            f"{row['method']}, published"
+            + ("" if len(row["action_units"]) == count else f", {len(row['action_units'])} units"),
+            number(row["mean"]),
+        ]
+        for row in result["published"]
+    ]
+
+
+def known_errors(result: dict) -> list[str]:
+    """What is wrong with the paper's rows, a line for each that something is wrong with."""
+    return [
+        f"{row['method']}, published as {number(row['printed'])}: {row['note']}."
+        for row in result["published"]
+        if row["note"]
+    ]
 
 
 def remarks(row: dict) -> list[str]:

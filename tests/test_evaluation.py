@@ -168,7 +168,8 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     assert 0 <= results["formats"]["invalid"]["detection"] <= 1
     assert set(results["formats"]["invalid_constrained"].values()) == {0}
     page = (first / "report.html").read_text()
-    assert "src='http" not in page and "<script" not in page and results["protocol"] in page
+    assert "src='http" not in page and "<script" not in page
+    assert page.count(results["protocol"]) == 1 + 3 + 2, "in the head, with each task, robustness and formats"
     assert page.count("data:image/jpeg") == 3, "best and worst faces of each task"
     card = ModelCard.load(f"{folder}/README.md")
     assert card.data.eval_results[0].metric_type == "f1"
@@ -176,7 +177,8 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         assert line in card.text, line
     capsys.readouterr()
     evaluate("--compare", first, first, "--output", tmp_path / "compared")
-    assert "[0.000, 0.000]" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "[0.000, 0.000]" in out and results["protocol"] in out
 
 
 def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
@@ -204,6 +206,8 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
     assert at_fitted["mean"] == expected["mean"] != at_half["mean"]
     page = (tmp_path / "first" / "report.html").read_text()
     assert page.count("Reliability of the probability") == 2 * 2 and "F1 at the threshold" in page
+    evaluate("--predictions", tmp_path / "first", "--output", tmp_path / "again")  # those of validation lie there too
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["tasks"] == tasks
 
     for shard in tmp_path.glob("test-*.parquet"):  # other labels of the test pictures change nothing that was fitted
         table = pq.read_table(shard)
@@ -272,7 +276,7 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
         shutil.copytree(folder, tmp_path / f"model{fold}")
     data = ("--dataset", "disfa", "--data_dir", disfa_crops)
     one = ("--tasks", "detection", "--output")
-    evaluate("--model", tmp_path / "model{fold}", *data, "--calibrate", *one, tmp_path / "out")
+    evaluate("--model", tmp_path / "model{fold}", *data, "--fold", "all", "--calibrate", *one, tmp_path / "out")
     for fold in (1, 2, 3):
         stored = calibration.load(tmp_path / f"model{fold}")
         assert stored["detection"]["fitted_on"] == {"dataset": "disfa", "protocol": "standard", "fold": fold}
@@ -329,7 +333,8 @@ def test_protocols_of_feafa(folder, tmp_path, capsys):
     assert found["folds"] == [0]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("it leaks") >= 2 and "a misprint, ten times too large" in page
-    assert "RA-UWML, published" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "RA-UWML, published, 12 units" in out and "DRML, published as 0.549: the printed average" in out
 
 
 def test_missing_shards_say_how_to_make_them(tmp_path):
@@ -355,3 +360,8 @@ def test_robustness_damages_the_same_pictures_for_every_model(folder, faces, tmp
     answers = read_answers(predict(worse, folder, tmp_path, tasks=["detection"]))
     found = curves(answers, resamples=10)["detection"]
     assert found["pictures"] == 2 and [len(kind["scores"]) for kind in found["damages"].values()] == [5] * 6
+    always = {"temperature": 1.0, "thresholds": dict.fromkeys(PRESETS["bp4d"], 0.0)}
+    positive = curves(answers, {"detection": {"0": always}}, resamples=10)["detection"]
+    assert {score["value"] for kind in positive["damages"].values() for score in kind["scores"]} == {
+        positive["clean"]["value"]
+    }

@@ -99,6 +99,17 @@ def test_mean_over_folds_then_units():
     assert row["pooled"]["f1"] != pytest.approx(row["mean"]["f1"]["value"], abs=1e-6)
 
 
+def test_a_unit_that_one_fold_cannot_score_is_named():
+    answers = make_answers(folds=(1, 2))
+    answers.labels[answers.folds == 2, 0] = 0
+    row = score_row(answers, answers.values, answers.expected_values, resamples=2)
+    assert list(row["degenerate"]) == ["AU1"] and row["degenerate"]["AU1"].startswith("in fold 2 no positive label")
+    answers.labels[:, 0] = 0
+    row = score_row(answers, answers.values, answers.expected_values, resamples=2)
+    assert row["degenerate"]["AU1"].startswith("no positive label")
+    assert "AU1" in score(answers, resamples=2)["groups"]["skin"]["dark"]["degenerate"]
+
+
 def test_baselines_and_groups():
     found = score(make_answers("intensity_level"), resamples=20)
     rows, answers = found["rows"], make_answers("intensity_level")
@@ -150,6 +161,16 @@ def test_a_calibration_of_another_fold_is_refused():
         summarise({"detection": test}, disfa, "c", {1: {"detection": fitted}, 2: {"detection": fitted}})
     other = SETTINGS | {"dataset": "bp4d"}  # other people
     summarise({"detection": test}, other, "c", dict.fromkeys((1, 2), {"detection": fitted}), resamples=10)
+
+
+def test_people_that_a_calibration_was_fitted_on_are_not_scored_with_it():
+    held = make_answers(split="validation")
+    fitted = calibration.fit({"detection": held})["detection"]
+    fitted["fitted_on"] = {"dataset": "synthetic", "protocol": "standard", "fold": 0}
+    for answers, calibrated in ((held, False), (make_answers(split="train"), False), (make_answers(), True)):
+        found = summarise({"detection": answers}, SETTINGS, "c", {0: {"detection": fitted}}, resamples=2)
+        result = found["tasks"]["detection"]
+        assert bool(result["calibration"]["fitted"]) == calibrated == (f"{MODEL}, fitted thresholds" in result["rows"])
 
 
 def test_each_fold_has_its_own_thresholds():
@@ -256,6 +277,8 @@ def test_card_is_replaced_never_doubled(tmp_path):
     update_card(summarise(answers, SETTINGS, "first", resamples=10), readme)
     assert readme.read_text() == twice
     assert once.count("## Results on") == 1 and twice.count("## Results on") == 2
+    assert "| AU-LLaVA (paper), published, 12 units | 0.603 | |" in twice
+    assert "EAC, published as 0.559: the printed average does not follow" in twice
     assert "Words before." in twice and "license: apache-2.0" in twice
     metrics = [(entry.dataset_type, entry.metric_type) for entry in ModelCard(twice).data.eval_results]
     assert sorted(metrics) == [

@@ -46,7 +46,7 @@ Examples:
     >>> {unit: round(scores["f1"], 4) for unit, scores in result["action_units"].items()}
     {'AU6': 0.6667, 'AU12': 0.8}
     >>> metric.compute(predictions=[[0], [1]], references=[[0], [0]], action_units=["AU9"])["degenerate"]
-    {'AU9': 'no positive label: recall and F1 are 0 by convention'}
+    {'AU9': 'no positive label: recall, F1 and average precision are 0, ROC-AUC is 0.5 by convention'}
 """
 
 _CITATION = """
@@ -140,7 +140,7 @@ def _note(truth: np.ndarray, answer: np.ndarray) -> str:
         return "no known label: not scored, and left out of the means"
     notes = []
     if not truth.any():
-        notes.append("no positive label: recall and F1 are 0 by convention")
+        notes.append("no positive label: recall, F1 and average precision are 0, ROC-AUC is 0.5 by convention")
     elif truth.all():
         notes.append("no negative label: ROC-AUC is 0.5 by convention")
     elif not answer.any():

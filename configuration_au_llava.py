@@ -71,5 +71,22 @@ class AuLlavaConfig(LlavaConfig):
             }
         } | (self.custom_pipelines or {})
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Read a `config.json`, as [`from_pretrained`] does.
+
+        Raises:
+            ValueError: It belongs to another kind of model. Transformers only warns, and would build the paper's pair
+                with random weights.
+        """
+        values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = values.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its config.json says model_type {kind!r}, not {cls.model_type!r}; "
+                "give an AU-LLaVA, or join two backbones by from_backbones."
+            )
+        return values, unused
+
 
 AuLlavaConfig.register_for_auto_class()

@@ -121,7 +121,7 @@ def test_a_saved_folder_holds_code_weights_and_no_pickle(saved):
 
 
 def test_loading_a_missing_or_wrong_folder_is_one_clear_error(saved, tmp_path):
-    from transformers import pipeline
+    from transformers import BertConfig, pipeline
 
     from au_llava import AuLlavaForConditionalGeneration
 
@@ -130,6 +130,9 @@ def test_loading_a_missing_or_wrong_folder_is_one_clear_error(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="empty"):
         AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "empty")
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="bert: its config.json says model_type 'bert', not 'au_llava'; give an AU-L"):
+        AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "bert")
     with pytest.raises((OSError, ValueError), match=r"nowhere|config\.json"):
         pipeline("facial-action-units", model=str(tmp_path / "nowhere"), trust_remote_code=True)
 

@@ -120,14 +120,15 @@ class FacialActionUnitPipeline(Pipeline):
                     yield self.postprocess(entry, [next(answers) for _ in entry], question["task"])
             waiting.clear()
 
-        def prepare(image) -> list[Face] | Exception:
+        def prepare(numbered: tuple) -> list[Face] | Exception:
+            number, image = numbered
             try:
                 photograph = open_image(image)
             except (OSError, ValueError) as error:  # this one is lost, the others are not
                 return error
-            return self.preprocess(photograph, name=_name(image), **search)
+            return self.preprocess(photograph, name=_name(image, number), **search)
 
-        for entry in _ahead(prepare, images, workers, size):
+        for entry in _ahead(prepare, enumerate(images, 1), workers, size):
             waiting.append(entry)
             if sum(len(entry) for entry in waiting if isinstance(entry, list)) >= size or len(waiting) >= 4 * size:
                 yield from flush()
@@ -217,6 +218,8 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _name(image) -> str:
-    """What to call a picture in a message."""
-    return str(image) if isinstance(image, (str, os.PathLike)) else f"the {type(image).__name__} given"
+def _name(image, number: int | None = None) -> str:
+    """What to call a picture in a message; `number` tells which of a list, the first being 1."""
+    if isinstance(image, (str, os.PathLike)):
+        return str(image)
+    return f"the {type(image).__name__} given" + (f" as number {number}" if number else "")

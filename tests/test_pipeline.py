@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -97,10 +98,15 @@ def test_units_outside_the_trained_lists_are_answered_with_a_warning(model, proc
     assert "for AU20 at all" in said[0] and "for AU9, AU12 in one list" in said[1] and "AU6, AU12" in said[1]
 
 
-def test_no_face_is_an_empty_list(pipe):
+def test_no_face_is_an_empty_list_and_a_warning_that_names_the_picture(pipe, tmp_path, caplog):
     blank = Image.new("RGB", (320, 240), "grey")
-    assert pipe(blank, detector="cascade") == []
-    assert pipe([blank, blank], detector="cascade") == [[], []]
+    blank.save(tmp_path / "wall.png")
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        assert pipe(tmp_path / "wall.png", detector="cascade") == []
+        assert pipe([tmp_path / "wall.png", blank], detector="cascade") == [[], []]
+    told = [record.message for record in caplog.records if "No face" in record.message]
+    wall = f"No face found in {tmp_path / 'wall.png'}."
+    assert told == [wall, wall, "No face found in the Image given as number 2."]
 
 
 def test_settings_can_be_given_once(model, processor, crops):

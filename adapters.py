@@ -133,7 +133,8 @@ def merge(adapter: str | Path, folder: str | Path) -> None:
         AuLlavaProcessor.from_pretrained(adapter).save_pretrained(draft)
         card = ModelCard.load(Path(adapter, "README.md"))
         card.data.library_name = "transformers"
-        card.text = card.text.replace(str(adapter), str(folder))
+        # Command and recipe tell of the training, and stay as they were.
+        card.text = card.text.replace(f'from_pretrained("{adapter}"', f'from_pretrained("{folder}"')
         card.save(draft / "README.md")
 
 
@@ -199,7 +200,7 @@ def make_card(
     """Write the model card of a training.
 
     Args:
-        folder (`str`): The result's folder.
+        folder (`str`): The result's folder, or its id on the Hub.
         origins (`list[str]`): What it started from; folders are not named.
         adapter (`bool`): Whether the result is an adapter.
         names (`list[str]`): From [`trained_on`].

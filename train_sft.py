@@ -7,9 +7,7 @@ Every field of [`AuLlavaArguments`] and of TRL's `SFTConfig` may stand in the re
 docs/training.md. A run that was stopped goes on where it stopped.
 """
 
-import errno
 import math
-import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -31,7 +29,7 @@ from au_llava.datasets_scripts.instructions import Question, lists_in, relations
 from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
-from au_llava.trainer import is_disk_full, last_checkpoint
+from au_llava.trainer import check_space, full_disk_told, last_checkpoint
 
 
 # Self-attention projections of both towers, and nothing else (paper, section III-C).
@@ -165,7 +163,7 @@ def main() -> None:
     base = arguments.model or f"{output_dir}-base"
     if not arguments.model:
         stored = "float32" if arguments.dtype == "auto" else arguments.dtype
-        with training.main_process_first(desc="model"):
+        with training.main_process_first(desc="model"), full_disk_told(base):
             layout = arguments.prompt_layout
             assemble(base, arguments.vision, arguments.language, arguments.gguf_file, layout, stored)
     if Path(base).is_dir():
@@ -260,8 +258,9 @@ def main() -> None:
     if steps < 0:
         steps = math.ceil(training.num_train_epochs * math.ceil(len(train) / batch))
     origins = [base] if arguments.model else [arguments.vision, arguments.language]
+    home = training.hub_model_id if push and training.hub_model_id else output_dir
     trainer.card = make_card(
-        output_dir, origins, bool(peft_config), names, arguments.public_licence, parameters, counts, recipe
+        home, origins, bool(peft_config), names, arguments.public_licence, parameters, counts, recipe
     )
     if trainer.is_world_process_zero():
         print(parameters)
@@ -269,27 +268,12 @@ def main() -> None:
             print("Samples: {} {}, {}: {:,}".format(*count))
         print(f"Steps: {steps:,} of {batch} samples on {training.world_size} process(es).")
         print(f"Going on from {resumed}." if resumed else f"Starting anew in {output_dir}.")
-        # Two checkpoints lie there at a time, with two moments for each trained weight, and then the result.
-        saved = sum(learnt.values()) if peft_config else sum(sizes.values())
-        needed = 4 * (3 * saved + 4 * sum(learnt.values())) + 4 * sum(sizes.values()) * arguments.merge
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output_dir).free
-        if free < needed:
-            raise OSError(
-                errno.ENOSPC,
-                f"The run will write up to {needed / 1e9:.1f} GB, and only {free / 1e9:.1f} GB are free in",
-                output_dir,
-            )
-    try:
+        whole, trained = sum(sizes.values()), sum(learnt.values())
+        merged = whole if arguments.merge and peft_config else 0
+        check_space(training, steps, trained if peft_config else whole, trained, merged)
+    with full_disk_told(output_dir):
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model()
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise OSError(
-            errno.ENOSPC, "The disk is full. Free some space and give the same command again: it goes on from the "
-            "last whole checkpoint. No space left in", output_dir,
-        ) from error  # fmt: skip
 
     # Result
     if not trainer.is_world_process_zero():
@@ -301,7 +285,8 @@ def main() -> None:
     print(f"\nSaved {'an adapter' if peft_config else 'a model'} to {result}.")
     if arguments.merge and peft_config:
         result = f"{output_dir}-merged"
-        merge(output_dir, result)
+        with full_disk_told(result):
+            merge(output_dir, result)
         print(f"Saved the merged model to {result}.")
     print(
         f'Use it: pipeline("facial-action-units", model="{result}", trust_remote_code=True), or AutoModel and '

@@ -2,7 +2,11 @@
 
 import errno
 import json
+import math
+import shutil
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from sklearn.metrics import f1_score
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
@@ -219,3 +223,66 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full, as Python, torch and safetensors each say it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or any(words in str(error) for words in DISK_FULL)
+
+
+@contextmanager
+def full_disk_told(folder: str | Path) -> Iterator[None]:
+    """Make one clear error of whatever a writer says when the disk is full.
+
+    Args:
+        folder: Where it was writing.
+
+    Raises:
+        OSError: The disk is full; `errno` is `ENOSPC`.
+
+    Example:
+
+    >>> with full_disk_told("runs/mine"):
+    ...     pass  # save a checkpoint there
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise OSError(
+            errno.ENOSPC, "The disk is full. Free some space and give the same command again: it goes on from the "
+            "last whole checkpoint. No space left in", str(folder),
+        ) from error  # fmt: skip
+
+
+def check_space(training: TrainingArguments, steps: int, weights: int, learnt: int, merged: int = 0) -> None:
+    """See before a training whether the disk has room for the most that will lie in its folder at a time.
+
+    Args:
+        training (`TrainingArguments`): Where, how often and how many checkpoints are kept. What a run
+            before has left there counts as room, for it is among the checkpoints that are counted.
+        steps (`int`): Optimizer steps of the run.
+        weights (`int`): Numbers in the weights of a checkpoint, of four bytes each.
+        learnt (`int`): Trained numbers among them; the optimizer keeps two more for each.
+        merged (`int`, *optional*, defaults to 0): Numbers in the model that is merged at the end.
+
+    Raises:
+        OSError: It has not; `errno` is `ENOSPC`.
+    """
+    if training.save_strategy == "no":
+        checkpoints = 0
+    elif training.save_strategy == "epoch":
+        checkpoints = math.ceil(training.num_train_epochs)
+    else:
+        checkpoints = math.ceil(steps / training.save_steps if training.save_steps >= 1 else 1 / training.save_steps)
+    if training.save_total_limit:  # the last and the best one stay, and the next is written before another goes
+        kept = max(training.save_total_limit, 2 if training.load_best_model_at_end else 1)
+        checkpoints = min(checkpoints, kept + 1)
+    needed = 4 * (checkpoints * (weights + 2 * learnt) + weights + merged)
+    folder = Path(str(training.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sum(file.stat().st_size for file in folder.glob("checkpoint-*/**/*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if free + there < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"The run will write up to {needed / 1e9:.1f} GB, and only {(free + there) / 1e9:.1f} GB are free for it "
+            "(save_total_limit bounds the checkpoints) in",
+            str(folder),
+        )

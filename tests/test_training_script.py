@@ -15,14 +15,14 @@ from conftest import ROOT, tiny_model
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTTrainer
 
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import check_push, make_card
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
-from au_llava.trainer import is_disk_full, last_checkpoint
+from au_llava.trainer import check_space, full_disk_told, is_disk_full, last_checkpoint
 
 
 # A recipe in small: tiny weights, drawn pictures of eight people, everything seeded.
@@ -131,7 +131,8 @@ def test_a_run_says_what_it_does_and_leaves_an_adapter_that_merges_exactly(run, 
         assert not {name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))} - {"training_args.bin"}
         card = (place / "README.md").read_text()
         assert "num_train_epochs: 2" in card and "| drawn | detection | train | 8 |" in card
-        assert "transformers 5." in card and "python train_sft.py --config" in card and str(place) in card
+        assert "transformers 5." in card and "python train_sft.py --config" in card
+        assert f'AutoModel.from_pretrained("{place}"' in card and f"output_dir: {folder}\n" in card
 
 
 LOAD = """
@@ -230,12 +231,61 @@ def test_a_full_disk_is_one_clear_message_and_the_run_goes_on_afterwards(run, tm
     assert is_disk_full(caught.value)
     assert last_checkpoint(tmp_path / "run").endswith("-2")
 
-    usage = shutil.disk_usage(full)
-    monkeypatch.setattr(train_sft.shutil, "disk_usage", lambda folder: usage._replace(free=0))
-    with pytest.raises(OSError, match="only 0.0 GB are free"):
-        run("--max_steps", 4)
     with pytest.raises(ValueError, match="holds checkpoints of another run"):
         run("--no_resume")
+    (full / "scheduler.pt").unlink()
+    # What is left to do is done, and then, with the same checkpoints, what a full disk kept from being merged.
+    run("--max_steps", 4)
+    assert (run("--max_steps", 4, "--merge").parent / "run-merged" / "model.safetensors").is_file()
+    usage = shutil.disk_usage(full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    with pytest.raises(OSError, match="only 0.0 GB are free"):
+        run("--max_steps", 400, "--save_total_limit", 50)
+
+
+def write_text(path):
+    with path.open("w") as file:
+        file.write("much")
+
+
+def save_tensor(path):
+    torch.save(torch.zeros(9), path)
+
+
+@pytest.mark.parametrize("write", [write_text, save_tensor])
+def test_every_writer_tells_alike_of_a_full_disk(write):
+    with pytest.raises(OSError, match="The disk is full.*runs/mine"), full_disk_told("runs/mine"):
+        write(Path("/dev/full"))
+    with pytest.raises(KeyError), full_disk_told("runs/mine"):
+        raise KeyError("not about disks")
+
+
+@pytest.mark.parametrize(
+    ("settings", "checkpoints"),
+    [
+        ({"save_strategy": "no"}, 0),
+        ({"save_strategy": "epoch", "num_train_epochs": 5}, 5),
+        ({"save_steps": 30}, 4),  # after 30, 60, 90 and 100 steps
+        ({"save_steps": 0.2}, 5),
+        ({"save_steps": 10, "save_total_limit": 2}, 3),
+        ({"save_steps": 10, "save_total_limit": 1}, 2),
+        ({"save_steps": 10, "save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps",
+          "eval_steps": 10}, 3),
+    ],
+)  # fmt: skip
+def test_room_is_asked_for_all_that_will_lie_there_at_a_time(tmp_path, monkeypatch, settings, checkpoints):
+    training = TrainingArguments(str(tmp_path / "run"), use_cpu=True, **settings)
+    numbers = {"steps": 100, "weights": 1000, "learnt": 100, "merged": 7}
+    needed = 4 * (checkpoints * 1200 + 1007)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed))
+    check_space(training, **numbers)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed - 10))
+    with pytest.raises(OSError, match="are free for it"):
+        check_space(training, **numbers)
+    (tmp_path / "run" / "checkpoint-30").mkdir()
+    (tmp_path / "run" / "checkpoint-30" / "model.safetensors").write_bytes(bytes(10))
+    check_space(training, **numbers)  # a resumed run writes over what it left
 
 
 def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path, monkeypatch):
@@ -440,7 +490,9 @@ def test_a_training_ends_on_the_hub(recipe, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         repository = hub.repositories["model", "me/tiny"]
         assert repository.private
-        names = set(repository.find("main").files)
+        files = repository.find("main").files
+        names, card = set(files), files["README.md"].content.decode()
+    assert 'AutoModel.from_pretrained("me/tiny"' in card
     assert {"README.md", "config.json", "model.safetensors", "modeling_au_llava.py", "processor_config.json"} <= names
     assert not {name for name in names if name.endswith((".bin", ".pt"))}
 

@@ -110,7 +110,7 @@ mouth corner lies on the right of the picture. A jaw thrust can hardly be seen f
 {feafa}
 
 A unit of your own is an `ActionUnit` with a code, a name, what it looks like and where to look; see
-[the quick start](quick_start.md#units-of-your-own). A model answers it as well as its training lets it.
+[the quick start](quick_start.md#some-units-and-units-of-your-own). A model answers it as well as its training lets it.
 """
 HEAD = """\
 | unit | at rest, at its maximum | what it looks like, *its muscles* | where to look | in |

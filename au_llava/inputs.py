@@ -44,12 +44,13 @@ def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
         leave_out (`Path`, *optional*): A folder whose files are not inputs.
     """
     found: list[str] = []
+    spared = leave_out and leave_out.absolute()  # it and the folder that holds it may be named differently
     for text in inputs:
         if text == "-":
             found += expand((line.strip() for line in sys.stdin if line.strip()), leave_out)
         elif Path(text).is_dir():
             files = [path for path in Path(text).rglob("*") if path.suffix.lower() in PICTURES + VIDEOS]
-            files = [path for path in files if not path.name.startswith(".") and leave_out not in path.parents]
+            files = [path for path in files if not path.name.startswith(".") and spared not in path.absolute().parents]
             found += [str(path) for path in sorted(files)] or [text]
         elif glob.has_magic(text) and not Path(text).exists():
             found += sorted(glob.glob(text, recursive=True)) or [text]

@@ -165,6 +165,9 @@ def test_inputs_are_found_everywhere_once(photos, monkeypatch):
     Path("in/drawn").mkdir()
     Path("in/drawn/a.png").touch()
     assert expand(["in"], Path("in/drawn")) == photos
+    assert expand(["in"], Path("in/drawn").absolute()) == photos
+    absolute = [str(Path(name).absolute()) for name in photos]
+    assert expand([str(Path("in").absolute())], Path("in/drawn")) == absolute
     assert expand(["in/**/*.jp*g", "in/a.png", "in/a.png"]) == ["in/sub/b.jpg", "in/a.png"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.png\n\n  in/sub\nhttps://example.org/x?y=1\n"))
     assert expand(["-"]) == [*photos, "https://example.org/x?y=1"]

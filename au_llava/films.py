@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -19,6 +20,7 @@ from .videos import Video
 
 
 HEIGHT = 480  # pixels; smaller videos are enlarged, so that bars and names can be read
+SMALLEST = 0.75  # of their size, to which bars in a film are made smaller so that those of one more face fit
 STEPS, FACES = 800, 4  # at most, in a time line
 
 
@@ -37,7 +39,8 @@ def write_film(target: Path, video: Video, rows: Iterator[dict], question: Quest
     """Write the video again with boxes and ids on its faces and, beside it, their bars.
 
     Frames between two that were looked at show the answers of the earlier one. Times are kept, with a variable frame
-    rate too. Where ffmpeg is installed, the sound is kept and the film is H.264, which browsers play.
+    rate too. Where ffmpeg is installed, the sound is kept and the film is H.264, which browsers play. Where it is not,
+    or fails, as a build without H.264 does, the film is silent MPEG-4.
 
     Args:
         target (`Path`): An `.mp4` file.
@@ -57,12 +60,23 @@ def write_film(target: Path, video: Video, rows: Iterator[dict], question: Quest
                 written += 1
         if writer:
             writer.release()
-        if shutil.which("ffmpeg"):
-            command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", str(silent), "-i", video.path, "-map", "0:v"]
-            command += ["-map", "1:a?", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", str(draft)]
-            subprocess.run(command, check=True)
-        else:
+        reason = _add_sound(silent, video, draft) if shutil.which("ffmpeg") else None
+        if not draft.exists():
             silent.replace(draft)
+        if reason:
+            print(f"au-llava: {target}: ffmpeg failed ({reason}); the film is silent MPEG-4.", file=sys.stderr)
+
+
+def _add_sound(silent: Path, video: Video, target: Path) -> str | None:
+    """Write the silent film as H.264 with the video's sound; why not, if ffmpeg cannot."""
+    # Absolute, as OpenCV gets it: a colon in a name is no protocol.
+    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", str(silent), "-i", str(Path(video.path).absolute())]
+    command += ["-map", "0:v", "-map", "1:a?", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if not done.returncode:
+        return None
+    target.unlink(missing_ok=True)
+    return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
 
 
 def _pictures(video: Video, rows: Iterator[dict], question: Question) -> Iterator[tuple[float, Image.Image]]:
@@ -85,17 +99,19 @@ def _pictures(video: Video, rows: Iterator[dict], question: Question) -> Iterato
 
 
 def _panel(faces: list[dict], width: int, height: int) -> Image.Image:
-    """The bars of as many faces as fit, the lowest ids first."""
+    """The bars of as many faces as fit, made smaller where that lets in more; the lowest ids first."""
     panel, top = Image.new("RGB", (width, height), "white"), 0
-    for face in sorted(faces, key=lambda face: face["id"]):
-        bars = draw_bars(
-            face["action_units"], face["task"], width, f"Face {face['id']}: {face['task'].replace('_', ' ')}"
-        )
-        if top and top + bars.height > height:
-            break
-        bars.thumbnail((width, height))
-        panel.paste(bars, (0, top))
-        top += bars.height
+    blocks = [
+        draw_bars(face["action_units"], face["task"], width, f"Face {face['id']}: {face['task'].replace('_', ' ')}")
+        for face in sorted(faces, key=lambda face: face["id"])
+    ]
+    while len(blocks) > 1 and sum(block.height for block in blocks) * SMALLEST > height:
+        blocks.pop()
+    scale = min(1.0, height / sum(block.height for block in blocks)) if blocks else 1.0
+    for block in blocks:
+        block = block.resize((int(block.width * scale), int(block.height * scale)), Image.Resampling.LANCZOS)
+        panel.paste(block, (0, top))
+        top += block.height
     return panel
 
 

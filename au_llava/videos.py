@@ -89,7 +89,8 @@ class closing_capture(closing):  # noqa: N801
     def __init__(self, path: str):
         if not Path(path).is_file() and not is_camera(path):
             raise FileNotFoundError(f"{path}: no such file; check the path (the current folder is {Path.cwd()}).")
-        capture = cv2.VideoCapture(int(path) if is_camera(path) else path)
+        # Absolute, for of `10:30.mp4` OpenCV would take `10` for a protocol.
+        capture = cv2.VideoCapture(int(path) if is_camera(path) else str(Path(path).absolute()))
         if is_camera(path) and not capture.isOpened():
             raise FileNotFoundError(f"{path}: no camera of this number can be opened; try another, from 0.")
         if is_camera(path):

@@ -20,6 +20,7 @@ from skimage.data import astronaut
 from au_llava.__main__ import main
 from au_llava.action_units import select
 from au_llava.drawing import draw_timeline
+from au_llava.films import _panel
 from au_llava.smoothing import smoothed
 from au_llava.tracking import Tracker
 from au_llava.videos import Video
@@ -79,6 +80,12 @@ def test_frames_have_numbers_times_and_pictures(clip):
 def test_sampling_takes_the_first_frame_of_each_step(clip, rate, numbers):
     assert [frame.number for frame in Video.open(clip).frames(rate)] == list(numbers)
     assert [frame.number for frame in Video.open(clip).frames(rate, 10)] == [n for n in numbers if n >= 10]
+
+
+def test_a_name_is_no_address(clip):
+    for name in ("10:30.mp4", "%03d.mp4", "-x.mp4"):
+        Path(name).write_bytes(Path(clip).read_bytes())
+        assert len(list(Video.open(name).frames())) == 25
 
 
 @needs_ffmpeg
@@ -156,6 +163,26 @@ def test_the_film_keeps_time_and_sound(clip, folder):
     assert np.asarray(frames[20].image)[100:300, 100:300, 0].mean() > 150  # the video's picture is there, enlarged
     assert np.asarray(frames[20].image)[:, 720:].std() > 20  # and bars beside it
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["clip.mp4.mp4", "sound.mp4.mp4"]
+
+
+def test_a_film_has_room_for_the_bars_of_two_faces():
+    units = {unit.code: {"name": unit.name, "value": 1, "expected_value": 0.9} for unit in select("bp4d")}
+    faces = [{"id": number, "task": "detection", "action_units": units} for number in (2, 1, 3)]
+    blue = [(np.asarray(_panel(faces[:count], 360, 480)).astype(int) @ [-1, 0, 1] > 120).any(1) for count in range(4)]
+    bars = [int(np.diff(rows.astype(int)).clip(0).sum()) for rows in blue]
+    assert bars == [0, 12, 24, 24]
+    assert (np.asarray(_panel(faces, 360, 480)) == np.asarray(_panel(faces[:2], 360, 480))).all()
+
+
+def test_where_ffmpeg_fails_the_film_is_silent(clip, folder, monkeypatch, capsys):
+    Path("bin").mkdir()
+    Path("bin/ffmpeg").write_text("#!/bin/sh\necho \"Unknown encoder 'libx264'\" >&2\nexit 1\n")
+    Path("bin/ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    assert recognize(folder, clip, "--fps", "2", "--output", "t.csv", "--overlay", "film.mp4") == 0
+    assert "film.mp4: ffmpeg failed (Unknown encoder 'libx264'); the film is silent" in capsys.readouterr().err
+    assert len(list(Video.open("film.mp4").frames())) == 25
+    assert sorted(path.name for path in Path().glob("*.mp4")) == ["clip.mp4", "film.mp4"]
 
 
 def test_bad_videos_lose_nothing(clip, folder, tmp_path):

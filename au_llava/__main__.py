@@ -41,7 +41,9 @@ def parser() -> ArgumentParser:
     made = command("recognize", _recognize, "Recognise Action Units in photographs and videos.", _EXAMPLES)
     inputs = "pictures, videos, folders, patterns, addresses, a camera's number, or - for a list on standard input"
     made.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
-    made.add_argument("--task", choices=[*TASKS, "all"], help="what to ask (default: detection)")
+    task = "what to ask: 0 or 1, a level from 0 to 5, a decimal from 0 to 1, or all three (default: detection; with "
+    task += "--openface also intensity_level)"
+    made.add_argument("--task", choices=[*TASKS, "all"], help=task)
     units(made)
     output = "a .csv, .jsonl or .parquet file, or - for JSON Lines (default: tables to read)"
     made.add_argument("--output", metavar="FILE", help=output)

@@ -172,6 +172,9 @@ def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
                 entry["weights SHA-256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     entry["parameters"] = f"{pipe.model.num_parameters():,}"
     entry["device"] = f"{pipe.model.device.type}, {str(pipe.model.dtype).removeprefix('torch.')}"
+    if limits := pipe.processor.calibration.get("detection", {}).get("thresholds"):
+        least = ", ".join(f"{code} {limit:.2f}" for code, limit in limits.items())
+        entry["present from a probability of"] = f"{least}; other units 0.50"
     entry["detector"] = detector
     packages = ("torch", "transformers", "insightface", "scikit-image", "pillow")
     versions = [f"{name} {version(name)}" for name in packages]

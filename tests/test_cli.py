@@ -25,7 +25,7 @@ from au_llava.action_units import PRESETS, TASKS, describe, select
 from au_llava.demo import ASTRONAUT, pictures
 from au_llava.inputs import expand
 from au_llava.journal import Journal
-from au_llava.photos import load_pipeline
+from au_llava.photos import load_pipeline, provenance
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +122,14 @@ def test_every_column_is_described(au, photos):
     assert by_name["time"]["unit"] == "second" and by_name["box_x0"]["unit"] == "pixel"
     assert "transformers" in told["produced by"]["versions"] and len(told["produced by"]["weights SHA-256"]) == 16
     assert schema.field("time").metadata[b"unit"] == b"second"
+
+
+def test_thresholds_are_told_where_the_model_has_them(folder, monkeypatch):
+    pipe = load_pipeline(folder)
+    assert not any("probability" in name for name in provenance(pipe, "none"))
+    monkeypatch.setattr(pipe.processor, "calibration", {"detection": {"thresholds": {"AU1": 0.3228, "AU12": 0.4}}})
+    told = provenance(pipe, "none")["present from a probability of"]
+    assert told == "AU1 0.32, AU12 0.40; other units 0.50"
 
 
 def test_bad_inputs_are_reported_and_lose_nothing(au, photos):

@@ -176,8 +176,8 @@ def check_push(names: list[str], public: bool, licence: str | None, base: str | 
     if public and restricted and not licence:
         raise ValueError(
             f"Weights trained on {', '.join(name.upper() for name in restricted)} fall under the agreements of these "
-            "data sets, and may not be made public without their owners' consent. Leave hub_private_repo out, or name "
-            'the licence or consent: --public_licence "..."; it will stand in the card.'
+            "data sets, and may not be made public without their owners' consent. Keep the repository private, or "
+            'name the licence or consent: --public_licence "..."; it will stand in the card.'
         )
     if base is not None and Path(base).is_dir():
         raise ValueError(

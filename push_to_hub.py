@@ -22,6 +22,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import filter_repo_objects
 
 from au_llava.action_units import TASKS, get_task, select
+from au_llava.adapters import check_push, trained_on
 
 
 # What training leaves in its folder, and no visitor needs; pickles may hold code.
@@ -61,6 +62,7 @@ def publish(
     tag: str | None = None,
     message: str = "Publish",
     verify: bool = False,
+    public_licence: str | None = None,
 ) -> CommitInfo:
     """Validate a model's folder and put it on the Hub in one commit.
 
@@ -76,6 +78,7 @@ def publish(
         tag: A name for this version.
         message: The commit's first line.
         verify: Then load that commit from the Hub, and compare its answers to those of the folder, bit by bit.
+        public_licence: What allows weights trained on BP4D, DISFA or FEAFA to be public; it is added to the card.
 
     Returns:
         `CommitInfo`: `oid` is what users give as `revision`. The last commit, if nothing has changed.
@@ -83,13 +86,18 @@ def publish(
     Raises:
         FileNotFoundError: There is no such folder, or a file of it is missing.
         ValueError: The folder does not load or does not answer, the card is not valid, the repository is public and
-            `public` is not given, or the tag is another version's.
+            `public` is not given, the tag is another version's, or the card names a data set whose agreement keeps
+            weights private, and `public_licence` is not given.
         RuntimeError: With `verify`, the Hub's copy answers differently.
         HfHubHTTPError: The Hub refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder, "model")
         copy_files(Path(model), results, stage)
+        check_push(trained_on([], str(stage)), public, public_licence, base=None)
+        if public and public_licence:
+            with (stage / "README.md").open("a", encoding="utf-8") as card:
+                card.write(f"\n\nPublished under: {public_licence}.\n")
         answers = ask(stage)
         commit = upload(stage, repo_id, public, revision, tag, message)
     if verify and ask(commit.repo_url.repo_id, commit.oid) != answers:
@@ -215,6 +223,7 @@ def main() -> None:
     parser.add_argument("--repo_id", required=True, help="user/name on the Hub")
     parser.add_argument("--results", help="folder that evaluate_au.py wrote")
     parser.add_argument("--public", action="store_true", help="let everyone see it: mind the training data's licences")
+    parser.add_argument("--public_licence", help="what allows weights trained on BP4D, DISFA or FEAFA to be public")
     parser.add_argument("--revision", default="main", help="branch")
     parser.add_argument("--tag", help="a name for this version, such as v1.0")
     parser.add_argument("--message", default="Publish", help="the commit's first line")

@@ -173,6 +173,22 @@ def test_the_folder_is_checked_before_anything_is_sent(tmp_path, folder):
         copy_files(folder, None, tmp_path / "f")
 
 
+def test_weights_of_restricted_data_stay_private_without_a_licence(tmp_path, folder, monkeypatch):
+    import push_to_hub
+
+    (folder / "processor_config.json").write_text("{}")
+    (folder / "README.md").write_text(CARD.replace("---\n#", "datasets: [bp4d, own]\n---\n#"))
+    cards: list[str] = []
+    monkeypatch.setattr(push_to_hub, "ask", lambda stage: cards.append((stage / "README.md").read_text()))
+    monkeypatch.setattr(push_to_hub, "upload", lambda *arguments: arguments)
+    with pytest.raises(ValueError, match=r"trained on BP4D .* --public_licence"):
+        push_to_hub.publish(folder, "me/au", public=True)
+    assert not cards  # refused before anything else
+    push_to_hub.publish(folder, "me/au")
+    push_to_hub.publish(folder, "me/au", public=True, public_licence="consent of 1 May 2026")
+    assert ["consent of 1 May 2026" in card for card in cards] == [False, True]
+
+
 def test_a_checkout_publishes_what_git_tracks(tmp_path):
     from push_to_hub import copy_files
 

@@ -1,12 +1,9 @@
-"""Stage 5 of the default checkpoint: the language model practises on what the frozen encoder sees, computed once.
+"""Stage 6 of the default checkpoint: the language model practises on what the frozen encoder sees, computed once.
 
 `train_sft.py` encodes every picture anew in every step, and can train anything. Here the encoder stays as it is, so
 its image tokens of a few versions of each face are computed once, and all steps go to language model and projector:
 
-    python -m checkpoint.practice --model runs/second --data_dir data/synthetic --output_dir runs/practice
-
-With `--encoder runs/longer`, an encoder that went on learning from the model's own, that one takes its place; the
-projector is fitted anew, so that the language model meets image tokens that it can read.
+    python -m checkpoint.practice --model runs/reading --data_dir data/synthetic --output_dir runs/practice
 """
 
 import argparse
@@ -20,12 +17,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModel, set_seed
+from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS, TASKS
 from au_llava.losses import soft_digits_table
-from checkpoint.pretrain import LABELS, augment, fast_in_bfloat16, middle, read_shards
+from checkpoint.pretrain import LABELS, augment, fast_in_bfloat16, read_shards
 from checkpoint.questions import Question
 
 
@@ -57,21 +54,6 @@ def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[to
         for whole, found in zip((tokens, flipped), zip(*parts, strict=True), strict=True):
             whole.append(torch.cat(found))
     return torch.stack(tokens), torch.stack(flipped)
-
-
-@torch.no_grad()
-def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None:
-    """Let the projector make of another encoder's image tokens what it made of the old ones, by least squares.
-
-    Args:
-        before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders.
-    """
-    wanted = projector(before.float()).flatten(0, 1)
-    given = nn.functional.pad(now.float().flatten(0, 1), (0, 1), value=1.0)
-    ridge = 1e-3 * len(given) * torch.eye(given.shape[1])
-    found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted).T
-    projector.weight.copy_(found[:, :-1])
-    projector.bias.copy_(found[:, -1])
 
 
 def answer_loss(question: Question, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -150,7 +132,6 @@ def practise(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--encoder", help="an encoder that takes the place of the model's own")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--versions", type=int, default=2, help="of each face")
@@ -166,12 +147,6 @@ def main() -> None:
     files = sorted(Path(args.data_dir).glob("train-*.parquet"))
     faces = read_shards(files)
     rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
-    if args.encoder:
-        own = model.model.vision_tower
-        model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
-        pictures = middle(faces["images"][:1000])
-        refit(model.model.multi_modal_projector, encode(own, pictures), encode(model.model.vision_tower, pictures))
-
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
 

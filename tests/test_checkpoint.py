@@ -11,9 +11,10 @@ from torch import nn
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
-from checkpoint.practice import practise, refit
+from checkpoint.practice import practise
 from checkpoint.pretrain import LABELS, UNITS, mirrored_units, units_of
 from checkpoint.questions import Question
+from checkpoint.reading import refit
 
 
 @pytest.fixture

@@ -1,0 +1,238 @@
+"""Stage 5 of the default checkpoint: append a layer to the language model that reads the image tokens.
+
+After its lessons a small language model knows which Action Unit each place of an answer stands for, but to learn to
+look up each unit in the image is the slowest part of its training: what a place asks for has to be multiplied by what
+the image says. One more layer is therefore started from linear fits, so that it does just that, and nothing else:
+
+- one attention head looks at the image alone and brings along an estimate of every unit;
+- in the layer's gated MLP, one neuron for each unit and place opens only there, and lets this unit's estimate through;
+- what comes through is written in a direction of its own, from which the output head is fitted to read digits.
+
+All of it goes on learning afterwards.
+
+    python -m checkpoint.reading --model runs/second --data_dir data/synthetic --output_dir runs/reading
+
+With `--encoder runs/longer`, an encoder that went on learning from the model's own, that one takes its place first,
+and the projector is fitted anew, so that the language model meets image tokens that it can read.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm
+from tqdm import tqdm
+from transformers import AutoModel, set_seed
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.action_units import TASKS
+from au_llava.losses import soft_digits_table
+from checkpoint.practice import SPREAD, encode
+from checkpoint.pretrain import LABELS, middle, read_shards
+from checkpoint.questions import Question
+
+
+OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
+LOOK = 5.5  # log of how much more an image token is looked at than a word
+FEW = 1000  # faces whose states in the language model are looked at
+LOUD = 0.5  # size of what the layer brings along, beside what is there
+
+
+@torch.no_grad()
+def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None:
+    """Let the projector make of another encoder's image tokens what it made of the old ones, by least squares.
+
+    Args:
+        before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders.
+    """
+    wanted = projector(before.float()).flatten(0, 1)
+    given = nn.functional.pad(now.float().flatten(0, 1), (0, 1), value=1.0)
+    ridge = 1e-3 * len(given) * torch.eye(given.shape[1])
+    found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted).T
+    projector.weight.copy_(found[:, :-1])
+    projector.bias.copy_(found[:, -1])
+
+
+@torch.no_grad()
+def states(
+    model: AuLlavaForConditionalGeneration, question: Question, tokens: torch.Tensor, labels: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What leaves the last layer, before the final norm, for neutral drafts and for right answers.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): From the encoder.
+        labels (`torch.LongTensor` of shape `(pictures, units)`): From [`Question.labels`].
+
+    Yields:
+        For some pictures at a time: states of image tokens `(pictures, tokens, width)`, of words `(words, width)`, and
+        of the places that predict each free digit of each unit `(pictures, units, digits, width)`.
+    """
+    language, found = model.model.language_model, []
+    hook = language.layers[-1].register_forward_hook(lambda module, given, output: found.append(output))
+    neutral = question.grammar.neutral_draft()
+    for start in range(0, len(tokens), 50):
+        part, wanted = tokens[start : start + 50].float(), labels[start : start + 50]
+        hidden = (torch.arange(len(part)) % 2 == 0)[:, None]
+        answers = torch.where(hidden, neutral, question.write(wanted))
+        found.clear()
+        question.put(language, model.model.multi_modal_projector(part), answers)
+        before, after = found
+        image, places = after[:, : part.shape[1]], after[:, -answers.shape[1] - 1 :][:, question.digits]
+        yield image, torch.cat([before[0], after[0, part.shape[1] :]]), places
+    hook.remove()
+
+
+def fit(given: torch.Tensor, wanted: torch.Tensor, strength: float = 1e-3) -> torch.Tensor:
+    """Least squares without a constant: the matrix `(outputs, inputs)` that makes `wanted` of `given`."""
+    square = given.T @ given
+    ridge = strength * square.diagonal().mean() * torch.eye(len(square))
+    return torch.linalg.solve(square + ridge, given.T @ wanted).T
+
+
+@torch.no_grad()
+def append_reader(
+    model: AuLlavaForConditionalGeneration, questions: list[Question], tokens: torch.Tensor, labels: list[torch.Tensor]
+) -> None:
+    """Append the layer. The answers stay as they are until the output head is fitted to it.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): What the encoder sees of some faces.
+        labels (`list[torch.Tensor]`): For each question the right answers, from [`Question.labels`].
+    """
+    language, config = model.model.language_model, model.config.text_config
+    width, size = config.hidden_size, language.layers[0].self_attn.head_dim
+
+    # What the layer will find there, and what the image tells of each unit: from the projector's tokens, of which
+    # there are many, by way of what the layers before have made of them.
+    projected = torch.cat([model.model.multi_modal_projector(part.float()).mean(1) for part in tokens.split(500)])
+    few = tokens[:FEW]
+    looks, words, seen, at, estimates, neurons = [], [], [], [], [], []
+    for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
+        parts = tqdm(states(model, question, few, wanted), desc=question.task, total=math.ceil(len(few) / 50))
+        image, text, places = (list(column) for column in zip(*parts, strict=True))
+        seen.append(torch.cat([rms_norm(part, (width,)).mean(1) for part in image]))
+        looks.append(torch.cat(image[:4]).flatten(0, 1))
+        words.append(torch.cat(text[:4]))
+        at.append(torch.cat(places[:8]))
+        values = question.grammar.values[wanted]
+        standard = (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
+        estimates.append(fit(projected, standard) @ fit(seen[-1], projected[: len(few)], 1e-5))
+        # A hundredth says nothing that the tenth does not say better.
+        kinds = max(1, at[-1].shape[2] - 1)
+        neurons += [(number, unit, digit) for unit in range(len(question.units)) for digit in range(kinds)]
+    read = torch.cat(estimates)
+    ways = list(dict.fromkeys((number, digit) for number, _, digit in neurons))
+    assert len(read) <= size and len(read) + len(ways) < width and len(neurons) <= config.intermediate_size
+
+    # Directions that the states at the places hardly use: one for each unit's estimate, and one for each way to write
+    every = torch.cat([places.reshape(-1, width) for places in at])
+    directions = torch.linalg.eigh(every.T @ every / len(every)).eigenvectors.T
+    carried, spoken = directions[: len(read)], directions[len(read) : len(read) + len(ways)]
+    loud = LOUD * every.pow(2).mean().sqrt()
+    norm = language.norm.weight
+    head = model.lm_head.weight * norm
+    taken = directions[: len(read) + len(ways)]
+    model.lm_head.weight.copy_((head - head @ taken.T @ taken) / norm)
+
+    layer = LlamaDecoderLayer(config, layer_idx=len(language.layers))
+    layer.apply(model._init_weights)
+    attention, mlp = layer.self_attn, layer.mlp
+    slow = size // 2 - 1  # rotary position embedding turns this pair of dimensions the least
+    scale = (LOOK * size**0.5) ** 0.5
+    pictures, texts = rms_norm(torch.cat(looks), (width,)), rms_norm(torch.cat([*words, every[::20]]), (width,))
+    # That all image tokens are looked at alike matters more than that no word is.
+    sight = fit(torch.cat([5 * pictures, texts]), torch.cat([torch.full((len(pictures), 1), 5.0), 0 * texts[:, :1]]))
+    attention.q_proj.weight[:size] = attention.k_proj.weight[:size] = 0
+    attention.q_proj.weight[slow] = scale * fit(rms_norm(every, (width,)), torch.ones(len(every), 1))[0]
+    attention.k_proj.weight[slow] = scale * sight[0]
+    attention.v_proj.weight[:size] = 0
+    attention.v_proj.weight[: len(read)] = read
+    attention.o_proj.weight.zero_()
+    attention.o_proj.weight[:, : len(read)] = loud * carried.T
+
+    # Gates, fitted to the states with the estimates added
+    given = []
+    for number, places in enumerate(at):
+        brought = loud * seen[number][: len(places)] @ read.T @ carried
+        given.append(rms_norm(places + brought[:, None, None], (width,)))
+    everywhere = sum(places.flatten(0, 2).T @ places.flatten(0, 2) for places in given)
+    shut = -OPEN * sum(places.sum((0, 1, 2)) for places in given)
+    for neuron, (own, unit, digit) in enumerate(neurons):
+        here = given[own][:, unit, digit]  # counts as much as all other places together
+        share = sum(places[0, :, :, 0].numel() for places in given)
+        square = everywhere + share * here.T @ here + 0.1 * torch.eye(width)
+        wanted = shut + (share + 1) * OPEN * here.sum(0) + OPEN * here.sum(0)
+        mlp.gate_proj.weight[neuron] = torch.linalg.solve(square, wanted)
+    mlp.down_proj.weight.zero_()
+    first = [0, *torch.tensor([len(part) for part in estimates]).cumsum(0).tolist()]
+    for neuron, (own, unit, digit) in enumerate(neurons):
+        mlp.up_proj.weight[neuron] = carried[first[own] + unit] / LOUD
+        mlp.down_proj.weight[:, neuron] = loud / LOUD / OPEN * spoken[ways.index((own, digit))]
+    language.layers.append(layer)
+    config.num_hidden_layers += 1
+
+
+def fit_head(
+    model: AuLlavaForConditionalGeneration, questions: list[Question], tokens: torch.Tensor, labels: list[torch.Tensor]
+) -> None:
+    """Fit the rows of the output head that write digits to what leaves the language model; nothing else changes."""
+    letters = torch.cat([question.grammar.value_tokens.flatten() for question in questions]).unique()
+    given, wanted = [], []
+    for question, own in zip(questions, labels, strict=True):
+        table, free = soft_digits_table(question.grammar, letters, SPREAD), question.grammar.free()
+        places = torch.cat([part for _, _, part in states(model, question, tokens[:FEW], own)])
+        given.append(model.model.language_model.norm(places).detach().flatten(0, 2))
+        wanted.append(table[own[:FEW]][:, :, free].flatten(0, 2))
+    weight = model.lm_head.weight[letters].detach().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0)
+    # Each task counts the same, however many digits its answers have.
+    shares = torch.cat([torch.full((len(part),), 1 / len(part)) for part in given]) / len(given)
+    inputs, targets = torch.cat(given), torch.cat(wanted)
+    for step in tqdm(range(150), desc="fitting the output head"):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 150)
+        loss = -(targets * (inputs @ weight.T).log_softmax(-1)).sum(-1) @ shares
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        model.lm_head.weight[letters] = weight
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--encoder", help="an encoder that takes the place of the model's own")
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--limit", type=int, help="faces to learn from")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    set_seed(args.seed)
+    model = AuLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    processor = AuLlavaProcessor.from_pretrained(args.model)
+    files = sorted(Path(args.data_dir).glob("train-*.parquet"))
+    faces = read_shards(files, args.limit)
+    rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+    if args.encoder:
+        own = model.model.vision_tower
+        model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
+        same = middle(faces["images"][:FEW])
+        refit(model.model.multi_modal_projector, encode(own, same), encode(model.model.vision_tower, same))
+    parts = tqdm(faces["images"].split(500), desc="encoding")
+    tokens = torch.cat([encode(model.model.vision_tower, middle(part)) for part in parts])
+    questions = [Question(processor, task) for task in TASKS]
+    labels = [question.labels(rows[: len(tokens)]) for question in questions]
+    append_reader(model, questions, tokens, labels)
+    fit_head(model, questions, tokens, labels)
+    model.save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

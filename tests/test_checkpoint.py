@@ -6,6 +6,7 @@ import copy
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import tiny_model
 from torch import nn
 
 from au_llava import AuLlavaProcessor
@@ -14,7 +15,7 @@ from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from checkpoint.practice import practise
 from checkpoint.pretrain import LABELS, UNITS, mirrored_units, units_of
 from checkpoint.questions import Question
-from checkpoint.reading import refit
+from checkpoint.reading import append_reader, fit_head, refit
 
 
 @pytest.fixture
@@ -93,3 +94,38 @@ def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     moved = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
     assert moved == {"language_model", "multi_modal_projector", "weight"}  # the encoder stays as it is
+
+
+def test_the_appended_layer_changes_nothing_until_the_head_is_fitted(tokenizer, text_first, rows):
+    model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=128, num_attention_heads=2)
+    tokens = torch.randn(len(rows), 16, 32)
+    questions = [Question(text_first, task) for task in TASKS]
+    labels = [question.labels(rows) for question in questions]
+
+    def said() -> list[torch.Tensor]:
+        """Log-probabilities `(rows, units, digits, vocabulary)` at the places of the right answers' digits."""
+        found = []
+        with torch.no_grad():
+            for question, own in zip(questions, labels, strict=True):
+                image, answers = model.model.multi_modal_projector(tokens), question.write(own)
+                state = question.put(model.model.language_model, image, answers).last_hidden_state
+                logits = model.lm_head(state[:, -answers.shape[1] - 1 :])
+                found.append(logits[:, question.digits].log_softmax(-1))
+        return found
+
+    def loss(answers: list[torch.Tensor]) -> float:
+        right = [question.grammar.value_tokens[own][:, :, question.grammar.free()]
+                 for question, own in zip(questions, labels, strict=True)]  # fmt: skip
+        return sum(-part.gather(-1, own[..., None]).mean().item() for part, own in zip(answers, right, strict=True))
+
+    before = said()
+    append_reader(model, questions, tokens, labels)
+    after = said()
+    assert model.config.text_config.num_hidden_layers == len(model.model.language_model.layers) == 3
+    same = torch.cat([(one.argmax(-1) == two.argmax(-1)).flatten() for one, two in zip(before, after, strict=True)])
+    assert same.float().mean() > 0.95
+    head = model.lm_head.weight.clone()
+    fit_head(model, questions, tokens, labels)
+    assert loss(said()) < loss(after) - 0.5
+    changed = (model.lm_head.weight != head).any(1).nonzero().flatten()
+    assert set(text_first.tokenizer.convert_ids_to_tokens(changed.tolist())) <= set("0123456789.")

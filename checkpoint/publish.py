@@ -42,6 +42,7 @@ def main() -> None:
         config = Path(folder) / "config.json"
         text = json.loads(config.read_text())
         text["dtype"] = text["vision_config"]["dtype"] = text["text_config"]["dtype"] = "float32"
+        text["vision_config"].pop("_name_or_path", None)  # a folder of the training, which nobody else has
         config.write_text(json.dumps(text, indent=2) + "\n")
         for name in FILES:
             os.replace(Path(folder) / name, output / name)

@@ -22,7 +22,6 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import filter_repo_objects
 
 from au_llava.action_units import TASKS, get_task, select
-from au_llava.adapters import check_push, trained_on
 
 
 # What training leaves in its folder, and no visitor needs; pickles may hold code.
@@ -91,6 +90,8 @@ def publish(
         RuntimeError: With `verify`, the Hub's copy answers differently.
         HfHubHTTPError: The Hub refuses.
     """
+    from au_llava.adapters import check_push, trained_on  # takes seconds: it brings PEFT, which uploading needs not
+
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder, "model")
         copy_files(Path(model), results, stage)

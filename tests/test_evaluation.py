@@ -94,6 +94,7 @@ def evaluate_in_one_of_two(*arguments):
     evaluate(*arguments)
 
 
+@pytest.mark.slow  # a fork of a process whose threads have worked may wait for ever
 def test_two_processes_give_what_one_gives(folder, tmp_path, monkeypatch):
     room = import_module("evaluation.predict")
     ask = room._ask

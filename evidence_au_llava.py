@@ -70,6 +70,29 @@ def find_evidence(
     return maps / maps.sum((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
+def on_crop(maps: torch.Tensor, view: float) -> torch.Tensor:
+    """Maps of what the encoder sees as maps of the whole face crop.
+
+    Args:
+        maps (`torch.Tensor` of shape `(..., side, side)`): Square maps.
+        view (`float`): The part of the crop's side that the encoder sees, around the middle: above 0, up to 1.
+
+    Returns:
+        `torch.Tensor` of the same shape and the same sums.
+
+    >>> on_crop(torch.ones(4, 4), 0.5)
+    tensor([[0., 0., 0., 0.],
+            [0., 4., 4., 0.],
+            [0., 4., 4., 0.],
+            [0., 0., 0., 0.]])
+    """
+    cells = torch.arange(maps.shape[-1], dtype=maps.dtype, device=maps.device)
+    starts = (1 - view) / 2 * len(cells) + view * cells  # of the encoder's cells, in cells of the crop
+    ends = torch.minimum(starts + view, cells[:, None] + 1)
+    shares = (ends - torch.maximum(starts, cells[:, None])).clamp(min=0) / view
+    return shares @ maps @ shares.T
+
+
 def _attended(model, input_ids, pixel_values, grammar, attention_mask, answers) -> torch.Tensor:
     # Gradients cannot flow through tensors of inference mode, so copies are made outside of it.
     with torch.inference_mode(False), torch.no_grad():

@@ -13,6 +13,7 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .action_units import select
+from .evidence_au_llava import on_crop
 from .face_alignment import Face, find_faces, open_image
 from .processing_au_llava import AuLlavaProcessor
 
@@ -170,8 +171,9 @@ class FacialActionUnitPipeline(Pipeline):
                 continue
             named = self.processor.read(recognition, task, asked, calibrated)
             if recognition.evidence is not None:
-                for answer, maps in zip(named, recognition.evidence.double().round(decimals=6), strict=True):
-                    for unit, cells in zip(answer.values(), maps.tolist(), strict=True):
+                maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
+                for answer, own in zip(named, maps.tolist(), strict=True):
+                    for unit, cells in zip(answer.values(), own, strict=True):
                         unit["evidence"] = cells
             answers += [{unit.code: answer[unit.code] for unit in action_units} for answer in named[: len(crops)]]
             start += len(crops)

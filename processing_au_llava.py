@@ -66,7 +66,13 @@ class AuLlavaProcessor(LlavaProcessor):
 
     @classmethod
     def from_backbones(
-        cls, vision: str | None, language, patch_size: int = 14, gguf_file: str | None = None, **kwargs
+        cls,
+        vision: str | None,
+        language,
+        patch_size: int = 14,
+        gguf_file: str | None = None,
+        view: float = 1.0,
+        **kwargs,
     ) -> "AuLlavaProcessor":
         """The processor that goes with [`AuLlavaForConditionalGeneration.from_backbones`].
 
@@ -76,25 +82,21 @@ class AuLlavaProcessor(LlavaProcessor):
             language (`str` or tokenizer): Hub id or folder of the language model, or its tokenizer.
             patch_size (`int`, *optional*, defaults to 14): Pixels along the side of an encoder patch; for a
                 convolutional encoder, how much smaller its last map is than the picture.
+            view (`float`, *optional*, defaults to 1.0): The part of a crop's side, above 0 and up to 1, that the
+                encoder sees, around the middle; the less of it, the larger the face.
             kwargs: `prompt_layout`, `chat_template`.
         """
-        side = {"height": CROP_SIZE, "width": CROP_SIZE}
-        if vision is None:
-            image_processor = BitImageProcessorPil(
-                size={"shortest_edge": CROP_SIZE},
-                crop_size=side,
-                image_mean=IMAGENET_DEFAULT_MEAN,
-                image_std=IMAGENET_DEFAULT_STD,
-            )
-        else:
+        height, width, mean, deviation = CROP_SIZE, CROP_SIZE, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        if vision is not None:
             source = AutoImageProcessor.from_pretrained(vision)
             side = source.crop_size or source.size
-            image_processor = BitImageProcessorPil(
-                size={"shortest_edge": side["height"]},
-                crop_size={"height": side["height"], "width": side["width"]},
-                image_mean=source.image_mean,
-                image_std=source.image_std,
-            )
+            height, width, mean, deviation = side["height"], side["width"], source.image_mean, source.image_std
+        image_processor = BitImageProcessorPil(
+            size={"shortest_edge": round(height / view)},
+            crop_size={"height": height, "width": width},
+            image_mean=mean,
+            image_std=deviation,
+        )
         tokenizer = (
             AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if isinstance(language, str) else language
         )
@@ -114,6 +116,11 @@ class AuLlavaProcessor(LlavaProcessor):
         """Image tokens that stand for one picture."""
         side = self.image_processor.crop_size
         return (side["height"] // self.patch_size) * (side["width"] // self.patch_size)
+
+    @property
+    def view(self) -> float:
+        """The part of a face crop's side that the encoder sees, around the middle: above 0, up to 1."""
+        return self.image_processor.crop_size["height"] / self.image_processor.size["shortest_edge"]
 
     def __call__(
         self,

@@ -4,9 +4,13 @@
     python evaluate_au.py --model . --data_dir data/synthetic --beside runs/linear_head --output runs/evaluation
     python -m baselines.linear_head --model runs/bp4d_{fold} --dataset bp4d --data_dir data/bp4d --output runs/head
 
-The encoder is AU-LLaVA's own, as it is; its patch features are averaged. Logistic regression answers `detection`,
-ridge regression the other two tasks. How strongly they are regularised is chosen by cross-validation over people in
-the training data. If this wins, the language model has added nothing to what the encoder sees.
+The encoder is AU-LLaVA's own; its patch features are averaged. Logistic regression answers `detection`, ridge
+regression the other two tasks. How strongly they are regularised is chosen by cross-validation over people in the
+training data. If this wins, the language model has added nothing to what the encoder sees.
+
+With `--compute 5e13`, the encoder first goes on learning on these pictures with linear heads on top, for so many
+floating-point operations: as many as the language model had, so that both had the same. `cost.json` of
+`checkpoint.practice` says how many, and `total_flos` in the `trainer_state.json` of `train_sft.py`.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from au_llava.action_units import get_task
+from baselines.tuning import patch_features, tune
 from evaluation.answers import STAMP
 from evaluation.data import FOLDS, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
@@ -34,14 +39,12 @@ STRENGTHS = np.logspace(-4, 0, 5)  # of logistic regression's C; ridge's alpha s
 
 @torch.inference_mode()
 def encode(pictures: EvaluationSet, model, processor, batch_size: int = 32) -> np.ndarray:
-    """Mean patch features `(pictures, width)` of the vision tower's last hidden state, the one the projector reads."""
+    """What [`patch_features`] gives for all pictures, `(pictures, width)`."""
     features = []
     for start in tqdm(range(0, len(pictures), batch_size), desc=f"encoding {pictures.split}", unit="batch"):
         rows = list(range(start, min(start + batch_size, len(pictures))))
         pixels = processor.image_processor(pictures.pictures(rows), return_tensors="pt")["pixel_values"]
-        states = model.model.vision_tower(pixels.to(model.device, model.dtype)).last_hidden_state
-        states = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states[:, -model.config.image_seq_length :]
-        features.append(states.mean(1).float().cpu().numpy())
+        features.append(patch_features(model, pixels).cpu().numpy())
     return np.concatenate(features)
 
 
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default=str(SAMPLE), help="the shards with the split train, or prepared crops")
     parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
     parser.add_argument("--limit", type=int, help="training pictures; as many as AU-LLaVA saw, to be fair")
+    parser.add_argument("--compute", type=float, help="operations for which encoder and heads go on learning first")
     parser.add_argument("--calibrate", action="store_true", help="leave the validation people out, for thresholds")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
@@ -135,6 +139,8 @@ def main() -> None:
             asked["validation"] = read_set(args.dataset, args.data_dir, "validation", **what)
             kept_out = set(asked["validation"].subjects)
             train = train.take([row for row, subject in enumerate(train.subjects) if subject not in kept_out])
+        if args.compute:
+            print(f"The encoder went on learning from {tune(model, processor, train, args.compute):,} pictures.")
         features = encode(train, model, processor)
         heads = {task: fit(task, features, labels, train.subjects) for task, labels in train.labels.items()}
         for split, pictures in asked.items():

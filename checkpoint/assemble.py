@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from checkpoint.pretrain import SIZE, middle, read_shards
+from checkpoint.pretrain import SIZE, VIEW, middle, read_shards
 from checkpoint.tokenizer import train_tokenizer
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     start_language_model(model, images)
     model.save_pretrained(args.output_dir)
     processor = AuLlavaProcessor.from_backbones(
-        args.encoder, tokenizer, patch_size=SIZE // side, prompt_layout="text_first"
+        args.encoder, tokenizer, patch_size=SIZE // side, prompt_layout="text_first", view=VIEW
     )
     processor.save_pretrained(args.output_dir)
 

@@ -15,16 +15,14 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 
-from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS, TASKS
-from checkpoint.pretrain import LABELS, UNITS, fast_in_bfloat16, middle, read_shards, units_of
-from checkpoint.questions import Question
+from checkpoint.pretrain import UNITS, fast_in_bfloat16, middle, read_shards, units_of
+from checkpoint.questions import Question, open_model, read_labels, training_shards
 
 
 CODES = [*dict.fromkeys(code for codes in PRESETS.values() for code in codes)]
@@ -61,10 +59,9 @@ def main() -> None:
     args = parser.parse_args()
 
     set_seed(args.seed)
-    model = AuLlavaForConditionalGeneration.from_pretrained(args.model)
-    processor = AuLlavaProcessor.from_pretrained(args.model)
-    files = sorted(Path(args.data_dir).glob("train-*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+    model, processor = open_model(args.model)
+    files = training_shards(args.data_dir)
+    rows = read_labels(files)
     activations = torch.from_numpy(np.stack([units_of(row) for row in rows]))
     activations = (activations - activations.mean(0)) / activations.std(0).clamp(min=1e-3)
     with torch.no_grad():

@@ -7,23 +7,25 @@ its image tokens of a few versions of each face are computed once, and all steps
 """
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS, TASKS
 from au_llava.losses import soft_digits_table
-from checkpoint.pretrain import LABELS, augment, fast_in_bfloat16, read_shards
-from checkpoint.questions import Question
+from checkpoint.pretrain import SIZE, augment, fast_in_bfloat16, read_shards
+from checkpoint.questions import Question, open_model, read_labels, training_shards
 
 
 # The answer to `intensity` is four times as long as the others and the hardest to learn.
@@ -82,8 +84,12 @@ def practise(
     args: argparse.Namespace,
     save: Callable[[dict], None],
     state: dict | None,
-) -> None:
-    """Train language model and projector; `save` gets what a stopped run goes on from, as `state`."""
+) -> int:
+    """Train language model and projector; `save` gets what a stopped run goes on from, as `state`.
+
+    Returns:
+        `int`: The floating-point operations that all steps took.
+    """
     language, projector = model.model.language_model, model.model.multi_modal_projector
     questions = {task: Question(processor, task) for task in TASKS}
     labels = {task: question.labels(rows) for task, question in questions.items()}
@@ -95,10 +101,11 @@ def practise(
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     first = 0
+    costs: dict[str, int] = {}
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first, costs = state["step"], state["costs"]
     losses: dict[str, list[float]] = {task: [] for task in TASKS}
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
@@ -114,19 +121,24 @@ def practise(
         wanted = torch.where(flipped[version, chosen][:, None], wanted[:, mirrored[task]], wanted)
         hidden = torch.from_numpy(generator.random(args.batch_size) < NEUTRAL)[:, None]
         seen = torch.where(hidden, question.grammar.neutral_draft(), question.write(wanted))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
-            output = question.put(language, projector(tokens[version, chosen].float()), seen)
-            logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
-        loss = answer_loss(question, logits, wanted, tables[task])
         optimizer.zero_grad()
-        loss.backward()
+        with nullcontext() if task in costs else FlopCounterMode(display=False) as counter:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+                output = question.put(language, projector(tokens[version, chosen].float()), seen)
+                logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
+            loss = answer_loss(question, logits, wanted, tables[task])
+            loss.backward()
+        if counter:
+            costs[task] = counter.get_total_flops()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         losses[task].append(loss.item())
         if step % 20 == 0:
             bar.set_postfix({name: f"{np.mean(values[-20:]):.3f}" for name, values in losses.items() if values})
         if step % 200 == 199:
-            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            own = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save(own | {"step": step + 1, "costs": costs})
+    return sum(costs[ROUND[step % len(ROUND)]] for step in range(args.steps))
 
 
 def main() -> None:
@@ -142,11 +154,9 @@ def main() -> None:
     args = parser.parse_args()
 
     set_seed(args.seed)
-    model = AuLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
-    processor = AuLlavaProcessor.from_pretrained(args.model)
-    files = sorted(Path(args.data_dir).glob("train-*.parquet"))
-    faces = read_shards(files)
-    rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+    model, processor = open_model(args.model)
+    files = training_shards(args.data_dir)
+    rows = read_labels(files)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -155,11 +165,18 @@ def main() -> None:
         os.replace(output / f"{name}.tmp", output / f"{name}.pt")
 
     if not (output / "tokens.pt").is_file():
-        save("tokens", versions(model.model.vision_tower, faces, args.versions, args.seed))
+        save("tokens", versions(model.model.vision_tower, read_shards(files), args.versions, args.seed))
     tokens, flipped = torch.load(output / "tokens.pt", weights_only=True)
     state_file = output / "practice.pt"
     state = torch.load(state_file, weights_only=True) if state_file.is_file() else None
-    practise(model, processor, rows, tokens, flipped, args, lambda content: save("practice", content), state)
+    practice = practise(
+        model, processor, rows, tokens, flipped, args, lambda content: save("practice", content), state
+    )
+    with FlopCounterMode(display=False) as counter:
+        encode(model.model.vision_tower, torch.zeros(1, 3, SIZE, SIZE))
+    encoding = counter.get_total_flops() * flipped.numel()
+    # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
+    (output / "cost.json").write_text(json.dumps({"practice": practice, "encoding": encoding}) + "\n")
     processor.trained_lists = {task: [list(PRESETS[TASKS[task].preset])] for task in TASKS}
     model.save_pretrained(output)
     processor.save_pretrained(output)

@@ -40,8 +40,10 @@ from au_llava.action_units import PRESETS, select
 
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
 DEVIATION = torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
-# Pixels a side: what the encoder sees, and what is kept of each render, so that shifts and turns need no padding.
-SIZE, KEPT = 128, 144
+CROP = 224  # pixels along a side of a face crop
+# The encoder sees the middle of it, 160 of 224 pixels a side, in which brows and mouth of 99 in 100 faces lie; drawn
+# with this many pixels. A face fills half of its crop, and what is around it says nothing.
+SIZE, VIEW = 128, 5 / 7
 LABELS = ["facs", "feafa", "levels"]
 FACS = 23
 UNITS = FACS + 24 + FACS  # FACS units, FEAFA's, and FACS units again as levels, in which faint actions count for more
@@ -51,7 +53,7 @@ def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.
     """Decode shards that `python -m au_llava.datasets_scripts.synthetic_faces` wrote into memory.
 
     Returns:
-        `dict`: `images` `(n, 3, 144, 144)` uint8; `units` `(n, 70)`, as [`units_of`] gives them; `flow`
+        `dict`: `images` `(n, 3, 224, 224)` uint8; `units` `(n, 70)`, as [`units_of`] gives them; `flow`
         `(n, 2, 16, 16)`, the displacement from the face at rest, and `landmarks` `(n, 68, 2)`, both as parts of half
         the picture's side.
     """
@@ -61,12 +63,11 @@ def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.
     for file in tqdm(files, desc="reading shards", unit="file"):
         for row in pq.read_table(file, columns=["image", "flow", "landmarks", *LABELS]).to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                small = image.convert("RGB").resize((KEPT, KEPT), Image.Resampling.BILINEAR)
-            rows["images"].append(np.asarray(small).transpose(2, 0, 1))
+                rows["images"].append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
             rows["units"].append(units_of(row))
             flow = np.frombuffer(row["flow"], np.float16).reshape(16, 16, 2).transpose(2, 0, 1)
-            rows["flow"].append(flow.astype(np.float32) / 112)
-            rows["landmarks"].append(np.array(row["landmarks"], np.float32).reshape(68, 2) / 112 - 1)
+            rows["flow"].append(flow.astype(np.float32) / (CROP / 2))
+            rows["landmarks"].append(np.array(row["landmarks"], np.float32).reshape(68, 2) / (CROP / 2) - 1)
         if limit and len(rows["images"]) >= limit:
             break
     return {name: torch.from_numpy(np.stack(values[:limit])) for name, values in rows.items()}
@@ -100,7 +101,7 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
 
     flipped = uniform(0, 1) < 0.5
     sign = torch.where(flipped, -1.0, 1.0)
-    angle, scale, shift = uniform(-0.17, 0.17), SIZE / KEPT * uniform(0.9, 1.1), uniform(-0.08, 0.08, 2)
+    angle, scale, shift = uniform(-0.17, 0.17), VIEW * uniform(0.9, 1.1), uniform(-0.08, 0.08, 2)
     # Where each point of the new picture comes from: turned and scaled, then shifted, then mirrored.
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
     mirror = torch.stack([sign, torch.ones(n)], 1)
@@ -137,9 +138,10 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
 
 
 def middle(images: torch.Tensor) -> torch.Tensor:
-    """Kept renders `(n, 3, 144, 144)` uint8 as the encoder sees them in use: `(n, 3, 128, 128)`, normalised."""
-    small = nn.functional.interpolate(images.float() / 255, size=(SIZE, SIZE), mode="bilinear", antialias=True)
-    return (small - MEAN) / DEVIATION
+    """Renders `(n, 3, 224, 224)` uint8 as the encoder sees them in use: `(n, 3, 128, 128)`, normalised."""
+    edge = round((1 - VIEW) * CROP / 2)
+    seen = images[:, :, edge : CROP - edge, edge : CROP - edge].float() / 255
+    return (nn.functional.interpolate(seen, size=(SIZE, SIZE), mode="bilinear", antialias=True) - MEAN) / DEVIATION
 
 
 def make_encoder(architecture: str) -> PreTrainedModel:
@@ -288,7 +290,7 @@ def main() -> None:
     model.encoder.save_pretrained(output)
     side = {"height": SIZE, "width": SIZE}
     BitImageProcessorPil(
-        size={"shortest_edge": SIZE},
+        size={"shortest_edge": round(SIZE / VIEW)},
         crop_size=side,
         image_mean=MEAN.flatten().tolist(),
         image_std=DEVIATION.flatten().tolist(),

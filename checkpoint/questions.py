@@ -1,10 +1,31 @@
 """The three questions of the default checkpoint as token ids, put to a language model that is given image tokens."""
 
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import select
 from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
+from checkpoint.pretrain import LABELS
+
+
+def open_model(folder: str) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
+    """A model of an earlier stage in 32 bits, and its processor."""
+    model = AuLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AuLlavaProcessor.from_pretrained(folder)
+
+
+def training_shards(data_dir: str) -> list[Path]:
+    """The files of the rendered faces to learn from, in order."""
+    return sorted(Path(data_dir).glob("train-*.parquet"))
+
+
+def read_labels(files: list[Path]) -> list[dict]:
+    """What is known of each face, without the pictures."""
+    return [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
 
 
 class Question:

@@ -19,22 +19,20 @@ and the projector is fitted anew, so that the language model meets image tokens 
 import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 from tqdm import tqdm
-from transformers import AutoModel, set_seed
+from transformers import AutoModel, BitImageProcessorPil, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava import AuLlavaForConditionalGeneration
 from au_llava.action_units import TASKS
 from au_llava.losses import soft_digits_table
 from checkpoint.practice import SPREAD, encode
-from checkpoint.pretrain import LABELS, middle, read_shards
-from checkpoint.questions import Question
+from checkpoint.pretrain import middle, read_shards
+from checkpoint.questions import Question, open_model, read_labels, training_shards
 
 
 OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
@@ -214,12 +212,11 @@ def main() -> None:
     args = parser.parse_args()
 
     set_seed(args.seed)
-    model = AuLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
-    processor = AuLlavaProcessor.from_pretrained(args.model)
-    files = sorted(Path(args.data_dir).glob("train-*.parquet"))
-    faces = read_shards(files, args.limit)
-    rows = [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+    model, processor = open_model(args.model)
+    files = training_shards(args.data_dir)
+    faces, rows = read_shards(files, args.limit), read_labels(files)
     if args.encoder:
+        processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
         own = model.model.vision_tower
         model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
         same = middle(faces["images"][:FEW])

@@ -13,7 +13,7 @@ from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from checkpoint.practice import practise
-from checkpoint.pretrain import LABELS, UNITS, mirrored_units, units_of
+from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
 from checkpoint.questions import Question
 from checkpoint.reading import append_reader, fit_head, refit
 
@@ -55,6 +55,26 @@ def test_a_mirrored_face_has_its_sides_exchanged(text_first, rows):
     assert torch.equal(places + 23, mirrored[23:47]) and places[:2].tolist() == [1, 0]  # left and right eye
 
 
+def test_the_encoder_learns_from_what_it_will_see(tokenizer):
+    """The middle of a crop: by the training's own cut, by the processor, and in the middle of augmented pictures."""
+    faces = read_shards(sorted(SAMPLE.glob("test-*.parquet")), 2)
+    assert faces["images"].shape == (2, 3, 224, 224)
+    processor = AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56, view=VIEW)
+    assert processor.view == pytest.approx(VIEW, abs=0.002) and processor.image_tokens == 16
+    crops = [picture.permute(1, 2, 0).numpy() for picture in faces["images"]]
+    used = processor(images=crops, task="detection")["pixel_values"]
+    cut = middle(faces["images"])
+    assert cut.shape == (2, 3, SIZE, SIZE)
+    larger = nn.functional.interpolate(cut, size=used.shape[2:], mode="bilinear")
+    assert (larger - used).abs().mean() < 0.1
+    many = {name: values[:1].repeat_interleave(200, 0) for name, values in faces.items()}
+    changed = augment(many, torch.Generator().manual_seed(0))
+    assert changed["images"].shape == (200, 3, SIZE, SIZE) and changed["images"].min() >= (-MEAN / 0.225).min() - 0.1
+    mean = changed["images"][~changed["flipped"]].mean(0)
+    both = torch.stack([mean.flatten(), cut[0].flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.9
+
+
 def test_a_refitted_projector_says_of_another_encoder_what_it_said_of_the_old_one():
     torch.manual_seed(0)
     projector, turn = nn.Linear(12, 20), torch.linalg.qr(torch.randn(12, 12)).Q
@@ -86,7 +106,7 @@ def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows
             try:
                 practise(model, text_first, rows, tokens, flipped, args, saved.append, state)
             except KeyboardInterrupt:
-                return steps[-1] | {"step": stop}
+                return steps[-1] | {"step": stop, "costs": dict.fromkeys(TASKS, 1)}
         return model.state_dict()
 
     whole = copy.deepcopy(run(stop=99))

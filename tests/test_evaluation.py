@@ -1,11 +1,13 @@
 """The evaluation room: predictions that survive a kill, the command, protocols, damaged pictures."""
 
+import copy
 import doctest
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -13,23 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate import PartialState, debug_launcher
 from conftest import ROOT, tiny_model
 from dataset_trees import feafa_tree
 from huggingface_hub import ModelCard
+from torch.utils.flop_counter import FlopCounterMode
 
 import evaluate_au
+from au_llava import AuLlavaProcessor
 from au_llava.action_units import PRESETS, TASKS
 from au_llava.datasets_scripts.disfa import PARTS
 from au_llava.datasets_scripts.feafa import find_recordings, in_random_test
 from au_llava.datasets_scripts.preparation import Settings, prepare
 from au_llava.datasets_scripts.recordings import Recording
 from baselines import linear_head
+from baselines.tuning import augmented, tune
 from evaluation import calibration
 from evaluation.answers import read_answers
 from evaluation.data import SAMPLE, read_set
 from evaluation.formats import check_formats
-from evaluation.predict import load, predict, processes
+from evaluation.predict import load, predict
 from evaluation.robustness import curves, damaged
 from evaluation.scores import score_row
 
@@ -87,38 +91,6 @@ def evaluate(*arguments):
         evaluate_au.main()
     finally:
         sys.argv = argv
-
-
-def evaluate_in_one_of_two(*arguments):
-    PartialState._reset_state()  # the fork copied that of the only process
-    evaluate(*arguments)
-
-
-@pytest.mark.slow  # a fork of a process whose threads have worked may wait for ever
-def test_two_processes_give_what_one_gives(folder, tmp_path, monkeypatch):
-    room = import_module("evaluation.predict")
-    ask = room._ask
-
-    def signed(*args):
-        (tmp_path / f"process {processes().process_index}, picture {args[2][0]}").touch()
-        return ask(*args)
-
-    monkeypatch.setattr(room, "PART", 4)
-    monkeypatch.setattr(room, "_ask", signed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each process; OpenMP does not survive a fork with more
-    arguments = ("--model", folder, "--limit", "20", "--tasks", "detection", "--output")
-    try:
-        debug_launcher(evaluate_in_one_of_two, (*arguments, tmp_path / "two"))
-        asked = sorted(path.name for path in tmp_path.glob("process*"))
-        evaluate(*arguments, tmp_path / "one")
-    finally:
-        torch.set_num_threads(threads)
-    assert [name[:9] for name in asked] == ["process 0"] * 3 + ["process 1"] * 2
-    one, two = (tmp_path / name for name in ("one", "two"))
-    assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
-    first, second = (json.loads((path / "results.json").read_text()) for path in (one, two))
-    assert first["tasks"] == second["tasks"]
 
 
 @pytest.mark.slow
@@ -320,6 +292,38 @@ def test_linear_head_learns_and_says_the_base_rate_where_it_cannot():
     heads = linear_head.fit("intensity", features, np.clip(features[:, 1:2] / 4 + 0.5, 0, 1), people)
     mean = linear_head.answer("intensity", heads, features)[:, 0] @ np.array(TASKS["intensity"].values)
     assert np.abs(mean - np.clip(features[:, 1] / 4 + 0.5, 0, 1)).max() < 0.05
+
+
+def test_a_tuned_encoder_reads_more_and_leaves_the_language_model_alone(tokenizer, tmp_path):
+    model = tiny_model(copy.deepcopy(tokenizer))
+    processor = AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56)
+    faces = read_set("synthetic", limit=24)
+    bright = np.array([[float(row % 2)] for row in range(24)])
+    labels = {"detection": np.repeat(bright, 12, 1), "intensity_level": np.full((24, 12), np.nan)}
+    easy = replace(faces, labels=labels, change=lambda picture, row: picture.point(lambda v: v // 4 + 180 * (row % 2)))
+    before = copy.deepcopy(model.state_dict())
+    with FlopCounterMode(display=False) as counter:
+        shown = tune(model, processor, easy, 1, batch_size=8)
+    assert shown == 8  # at least one step
+    shown = tune(model, processor, easy, 12.5 * counter.get_total_flops(), batch_size=8, learning_rate=3e-3)
+    assert shown == 12 * 8
+    moved = {
+        name.split(".")[1] for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])
+    }
+    assert moved == {"vision_tower"}
+    features = linear_head.encode(easy, model, processor)
+    assert np.linalg.norm(features[::2].mean(0) - features[1::2].mean(0)) > features[::2].std(0).mean()
+
+
+def test_labels_are_mirrored_with_the_face():
+    faces = read_set("synthetic", limit=2)
+    seen = [augmented(faces, [0], np.random.default_rng(seed))[1][0] for seed in range(8)]
+    plain = torch.tensor(np.concatenate([values[0] for values in faces.labels.values()])).float()
+    kinds = {tuple(labels.tolist()) for labels in seen}
+    assert len(kinds) == 2 and tuple(plain.tolist()) in kinds
+    other = next(labels for labels in seen if not torch.equal(labels, plain))
+    assert torch.equal(other[:24], plain[:24])  # detection and levels have no sides
+    assert other[24:26].tolist() == plain[24:26].tolist()[::-1]  # FEAFA's left and right eye
 
 
 def test_protocols_of_feafa(folder, tmp_path, capsys):

@@ -104,6 +104,17 @@ def test_each_answer_s_map_points_at_what_decided_it(seeking, method, red, blue)
         assert method == "occlusion" or cells[row, column] > 0.9
 
 
+def test_an_encoder_that_sees_the_middle_points_at_the_right_place_of_the_crop(seeking, tokenizer):
+    half = AuLlavaProcessor.from_backbones(
+        None, copy.deepcopy(tokenizer), patch_size=CELL, prompt_layout="text_first", view=0.5
+    )
+    pipe = FacialActionUnitPipeline(seeking.model, processor=half)
+    values, [cells, _] = answers(pipe, crop(red=(5, 10), blue=(15, 15)), "attention")
+    assert half.view == 0.5 and values == [1, 0]  # blue lies beyond what is seen
+    assert cells.sum() == pytest.approx(1, abs=1e-3) and cells[5, 10] > 0.9
+    assert (cells[:4] == 0).all() and (cells[:, 12:] == 0).all()
+
+
 def test_where_nothing_matters_nothing_is_shown(seeking):
     question = {"task": "detection", "action_units": "AU1,AU2"}
     inputs, grammar = seeking.processor(images=crop(red=(8, 8)), **question), seeking.processor.grammar(**question)

@@ -1,0 +1,100 @@
+"""A vision encoder and linear heads on it go on learning together, for as much computing as a language model took."""
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
+from evaluation.data import EvaluationSet
+from evaluation.scores import is_detection
+
+
+def patch_features(model: AuLlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean patch features `(pictures, width)` of the vision tower's last hidden state, the one the projector reads."""
+    states = model.model.vision_tower(pixels.to(model.device, model.dtype)).last_hidden_state
+    states = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states[:, -model.config.image_seq_length :]
+    return states.mean(1).float()
+
+
+def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Generator) -> tuple[list, torch.Tensor]:
+    """Some pictures, changed at random, and the labels that belong to them, `(rows, units of all tasks)`."""
+    change, images, labels = Augmentation(flip=0), [], []
+    for row, image in zip(rows, pictures.pictures(rows), strict=True):
+        known = {task: dict(zip(pictures.action_units(task), values[row], strict=True))
+                 for task, values in pictures.labels.items()}  # fmt: skip
+        if generator.random() < 0.5:
+            image = ImageOps.mirror(image)
+            flipped = {task: mirror_labels(own) for task, own in known.items()}
+            known = {task: {code: flipped[task][code] for code in own} for task, own in known.items()}
+        images.append(change(image.convert("RGB"), {}, generator)[0])
+        labels.append([value for own in known.values() for value in own.values()])
+    return images, torch.tensor(labels, dtype=torch.float32)
+
+
+def tune(
+    model: AuLlavaForConditionalGeneration,
+    processor: AuLlavaProcessor,
+    train: EvaluationSet,
+    compute: float,
+    batch_size: int = 32,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+) -> int:
+    """Train the vision encoder in place, with one linear head for all units of all tasks that is thrown away.
+
+    The loss is the binary cross-entropy for `detection`, and for the other tasks the squared error in parts of a
+    unit's variance; each task counts the same, unknown labels not at all.
+
+    Args:
+        compute (`float`): Floating-point operations to spend; at least one step is taken.
+
+    Returns:
+        `int`: How many pictures were shown.
+    """
+    torch.manual_seed(seed)
+    device = model.device
+    model.model.vision_tower.requires_grad_(True).train()
+    tasks = [task for task, values in train.labels.items() for _ in range(values.shape[1])]
+    spread = np.concatenate([np.ma.masked_invalid(v).std(0).filled(1.0) for v in train.labels.values()])
+    spread = torch.tensor(spread).float().clamp(min=1e-3).to(device)
+    columns = {task: torch.tensor([own == task for own in tasks], device=device) for task in train.labels}
+    width = model.model.multi_modal_projector.in_features
+    head = nn.Linear(width, len(tasks)).to(device)
+    nn.init.zeros_(head.weight)
+    weights = [*model.model.vision_tower.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.05)
+
+    def step(number: int) -> None:
+        generator = np.random.default_rng([seed, number])
+        rows = generator.choice(len(train), min(batch_size, len(train)), replace=False).tolist()
+        images, labels = augmented(train, rows, generator)
+        labels = labels.to(device)
+        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        said = head(patch_features(model, pixels))
+        losses = []
+        for task, own in columns.items():
+            guess, wanted = said[:, own], labels[:, own]
+            known = ~wanted.isnan()
+            if is_detection(task):
+                errors = nn.functional.binary_cross_entropy_with_logits(guess, wanted.nan_to_num(), reduction="none")
+            else:
+                errors = (guess - wanted.nan_to_num() / spread[own]).pow(2)
+            losses.append((errors * known).sum() / known.sum().clamp(min=1))
+        optimizer.zero_grad()
+        sum(losses).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+
+    with FlopCounterMode(display=False) as counter:
+        step(0)
+    steps = max(1, int(compute / counter.get_total_flops()))
+    for number in tqdm(range(1, steps), desc="tuning encoder and heads", unit="step", initial=1, total=steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, number / 20) * max((1 + np.cos(np.pi * number / steps)) / 2, 0.02)
+        step(number)
+    model.model.vision_tower.eval()
+    return steps * min(batch_size, len(train))

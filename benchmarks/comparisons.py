@@ -1,6 +1,6 @@
 """What helps: train the same start in several ways, each with the same budget and several seeds, and compare.
 
-    python benchmarks/comparisons.py --start runs/start --data synthetic:data/synthetic --steps 600 --seeds 0 1
+    python benchmarks/comparisons.py --start runs/reading --data synthetic:data/synthetic --steps 100 --seeds 0 1
 
 Every way changes fields of the recipe. A run whose scores are stored is not repeated, so a stopped comparison goes on.
 The table goes to docs/comparisons.md.
@@ -36,7 +36,7 @@ SEPARATE, LAYOUT = "one model for each task", "image before text"
 WAYS: dict[str, list[str]] = {
     "the recipe": [],
     "present units count more (rare_weight 0.5)": ["--rare_weight", "0.5"],
-    "soft digits (soft_digits 0.1)": ["--soft_digits", "0.1"],
+    "soft digits (soft_digits 0.05)": ["--soft_digits", "0.05"],
     "brackets and commas count less (format_weight 0.1)": ["--format_weight", "0.1"],
     "units in random order (shuffle)": ["--shuffle", "true"],
     "half of the questions about some units (subset 0.5)": ["--subset", "0.5"],
@@ -189,13 +189,13 @@ def table(results: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", default="runs/start", help="the AU-LLaVA that every way starts from")
-    parser.add_argument("--recipe", default="recipes/checkpoint.yaml")
+    parser.add_argument("--start", default="runs/reading", help="the AU-LLaVA that every way starts from")
+    parser.add_argument("--recipe", default="recipes/comparison.yaml")
     parser.add_argument("--data", default="synthetic:data/synthetic", help="source of training rows")
     parser.add_argument("--test", default="synthetic:?split=test", help="source of rows to score on")
     parser.add_argument("--limit", type=int, help="use so many faces")
     parser.add_argument("--test_limit", type=int, help="score on so many faces")
-    parser.add_argument("--steps", type=int, default=600, help="of each way; three models share them")
+    parser.add_argument("--steps", type=int, default=100, help="of each way; three models share them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--ways", nargs="+", help="numbers of ways, from 0, the recipe itself; all by default")
     parser.add_argument("--output", default="runs/comparisons")
@@ -203,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
 
     if not Path(args.start, "config.json").is_file():
-        parser.error(f"--start {args.start} is no folder of an AU-LLaVA; checkpoint/assemble.py makes one")
+        parser.error(f"--start {args.start} is no folder of an AU-LLaVA; checkpoint/reading.py makes one")
     chosen = [list(WAYS)[int(number)] for number in args.ways] if args.ways else list(WAYS)
     results: dict[str, list[dict]] = {name: [] for name in chosen}
     with tqdm(total=len(chosen) * len(args.seeds)) as progress:

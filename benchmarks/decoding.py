@@ -1,6 +1,6 @@
 """How many forward passes and how much time an answer takes, by each way of decoding it, side by side in one run.
 
-    python benchmarks/decoding.py [--quick] [--json] [--processor_time]
+    python benchmarks/decoding.py [--quick] [--repeats 3] [--json] [--processor_time]
 
 The four ways are plain greedy `generate`, `generate` under the grammar, and our exact and parallel read-outs, each
 with and without the text's keys and values from memory. Times are medians; speed-ups are against plain `generate`
@@ -161,6 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=default_checkpoint())
     parser.add_argument("--quick", action="store_true", help="fewer batches and repeats, within 50 seconds")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement, of which the median is told")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument(
         "--processor_time", action="store_true", help="seconds of the processor, where other work shares the machine"
@@ -172,7 +173,7 @@ def main() -> int:
 
     model = AuLlavaForConditionalGeneration.from_pretrained(args.model).eval()
     processor = AuLlavaProcessor.from_pretrained(args.model)
-    count, repeats = (8, 1) if args.quick else (32, 3)
+    count, repeats = (8, 1) if args.quick else (32, args.repeats)
     pictures = [picture.convert("RGB") for picture in faces(2 * count)]
     pictures, others = pictures[:count], pictures[count:]
     wide, wide_processor = mid_size(processor.tokenizer)

@@ -70,7 +70,7 @@ def main() -> None:
     probe = nn.Linear(language.config.hidden_size, len(CODES))
     weights = [*language.parameters(), *model.lm_head.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    questions = {task: Question(processor, task) for task in TASKS}
+    questions = {task: Question(processor, task, TASKS[task].preset) for task in TASKS}
     separators = processor.tokenizer.convert_tokens_to_ids(["[", ","])
     state_file, first = Path(args.output_dir) / "lessons.pt", 0
     if state_file.is_file():

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,13 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.action_units import PRESETS, TASKS
 from au_llava.losses import soft_digits_table
 from checkpoint.pretrain import SIZE, augment, fast_in_bfloat16, read_shards
-from checkpoint.questions import Question, open_model, read_labels, training_shards
+from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
 
 
-# The answer to `intensity` is four times as long as the others and the hardest to learn.
-ROUND = ("intensity", "detection", "intensity", "intensity_level")
+# Places in LISTS. The answer about FEAFA's units is four times as long as the others and the hardest to learn.
+ROUND = (2, 0, 2, 1, 3)
 SPREAD, FORMAT, NEUTRAL = 0.05, 0.1, 0.25  # soft digits, weight of brackets and commas, share of neutral drafts
 
 
@@ -91,53 +89,60 @@ def practise(
         `int`: The floating-point operations that all steps took.
     """
     language, projector = model.model.language_model, model.model.multi_modal_projector
-    questions = {task: Question(processor, task) for task in TASKS}
-    labels = {task: question.labels(rows) for task, question in questions.items()}
-    mirrored = {task: question.mirrored() for task, question in questions.items()}
-    tables = {
-        task: soft_digits_table(question.grammar, question.grammar.value_tokens.unique(), SPREAD)
-        for task, question in questions.items()
-    }
+    questions = [Question(processor, *about) for about in LISTS]
+    labels = [question.labels(rows) for question in questions]
+    mirrored = [question.mirrored() for question in questions]
+    tables = [
+        soft_digits_table(question.grammar, question.grammar.value_tokens.unique(), SPREAD) for question in questions
+    ]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     first = 0
-    costs: dict[str, int] = {}
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first, costs = state["step"], state["costs"]
-    losses: dict[str, list[float]] = {task: [] for task in TASKS}
+        first = state["step"]
+
+    def loss_of(asked: int, image: torch.Tensor, wanted: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Of one question about some faces; the answers of the rows `hidden` are not shown."""
+        question = questions[asked]
+        seen = torch.where(hidden, question.grammar.neutral_draft(), question.write(wanted))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+            output = question.put(language, projector(image.float()), seen)
+            logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
+        return answer_loss(question, logits, wanted, tables[asked])
+
+    losses: list[list[float]] = [[] for _ in questions]
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
         generator = np.random.default_rng([args.seed, step])
         for group in optimizer.param_groups:
             half = (1 + math.cos(math.pi * step / args.steps)) / 2
             group["lr"] = args.learning_rate * min(1, (step + 1) / 20) * max(half, 0.02)
-        task = ROUND[step % len(ROUND)]
-        question = questions[task]
+        asked = ROUND[step % len(ROUND)]
         chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False))
         version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size))
-        wanted = labels[task][chosen]
-        wanted = torch.where(flipped[version, chosen][:, None], wanted[:, mirrored[task]], wanted)
+        wanted = labels[asked][chosen]
+        wanted = torch.where(flipped[version, chosen][:, None], wanted[:, mirrored[asked]], wanted)
         hidden = torch.from_numpy(generator.random(args.batch_size) < NEUTRAL)[:, None]
-        seen = torch.where(hidden, question.grammar.neutral_draft(), question.write(wanted))
         optimizer.zero_grad()
-        with nullcontext() if task in costs else FlopCounterMode(display=False) as counter:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
-                output = question.put(language, projector(tokens[version, chosen].float()), seen)
-                logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
-            loss = answer_loss(question, logits, wanted, tables[task])
-            loss.backward()
-        if counter:
-            costs[task] = counter.get_total_flops()
+        loss = loss_of(asked, tokens[version, chosen], wanted, hidden)
+        loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        losses[task].append(loss.item())
+        losses[asked].append(loss.item())
         if step % 20 == 0:
-            bar.set_postfix({name: f"{np.mean(values[-20:]):.3f}" for name, values in losses.items() if values})
+            named = zip(questions, losses, strict=True)
+            bar.set_postfix({question.name: f"{np.mean(values[-20:]):.3f}" for question, values in named if values})
         if step % 200 == 199:
-            own = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save(own | {"step": step + 1, "costs": costs})
+            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+    costs = []
+    for asked in range(len(questions)):
+        with FlopCounterMode(display=False) as counter:
+            loss_of(
+                asked, tokens[0, : args.batch_size], labels[asked][: args.batch_size], torch.tensor(False)
+            ).backward()
+        costs.append(counter.get_total_flops())
     return sum(costs[ROUND[step % len(ROUND)]] for step in range(args.steps))
 
 
@@ -177,7 +182,7 @@ def main() -> None:
     encoding = counter.get_total_flops() * flipped.numel()
     # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
     (output / "cost.json").write_text(json.dumps({"practice": practice, "encoding": encoding}) + "\n")
-    processor.trained_lists = {task: [list(PRESETS[TASKS[task].preset])] for task in TASKS}
+    processor.trained_lists = trained_lists([Question(processor, *about) for about in LISTS])
     model.save_pretrained(output)
     processor.save_pretrained(output)
 

@@ -1,4 +1,4 @@
-"""The three questions of the default checkpoint as token ids, put to a language model that is given image tokens."""
+"""What the default checkpoint is trained to be asked, as token ids, put to a language model that has image tokens."""
 
 from pathlib import Path
 
@@ -10,6 +10,10 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import select
 from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
 from checkpoint.pretrain import LABELS
+
+
+# Each task's preset; and intensities of FACS units, so that all tasks can be asked about the same units.
+LISTS = (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "feafa"), ("intensity", "disfa"))
 
 
 def open_model(folder: str) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
@@ -29,16 +33,18 @@ def read_labels(files: list[Path]) -> list[dict]:
 
 
 class Question:
-    """One task's question about its preset, and the answers to it.
+    """One task's question about a list of units, and the answers to it.
 
     Args:
         processor ([`AuLlavaProcessor`]): With the text before the image.
         task (`str`): `detection`, `intensity_level` or `intensity`.
+        preset (`str`): `bp4d`, `disfa` or `feafa`.
     """
 
-    def __init__(self, processor, task: str):
-        self.task, self.units, self.grammar = task, select(None, task), processor.grammar(task)
-        ids = processor.tokenizer(processor.prompt(task), add_special_tokens=False)["input_ids"]
+    def __init__(self, processor, task: str, preset: str):
+        self.name, self.task = f"{task}:{preset}", task
+        self.units, self.grammar = select(preset, task), processor.grammar(task, preset)
+        ids = processor.tokenizer(processor.prompt(task, preset), add_special_tokens=False)["input_ids"]
         first = ids.index(processor.image_token_id)
         self.before, self.after = torch.tensor([ids[:first]]), torch.tensor([ids[first + 1 :]])
         self.slots = self.grammar.slots()
@@ -77,3 +83,11 @@ class Question:
         after = torch.cat([self.after.expand(len(answers), -1), answers], 1)
         embeddings = torch.cat([image, language.embed_tokens(after)], 1)
         return language(inputs_embeds=embeddings, past_key_values=cache, **kwargs)
+
+
+def trained_lists(questions: list[Question]) -> dict[str, list[list[str]]]:
+    """By task the lists of codes that were asked about, as [`AuLlavaProcessor`] keeps them."""
+    lists: dict[str, list[list[str]]] = {}
+    for question in questions:
+        lists.setdefault(question.task, []).append([unit.code for unit in question.units])
+    return lists

@@ -28,11 +28,10 @@ from transformers import AutoModel, BitImageProcessorPil, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
-from au_llava.action_units import TASKS
 from au_llava.losses import soft_digits_table
 from checkpoint.practice import SPREAD, encode
 from checkpoint.pretrain import middle, read_shards
-from checkpoint.questions import Question, open_model, read_labels, training_shards
+from checkpoint.questions import LISTS, Question, open_model, read_labels, training_shards
 
 
 OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
@@ -111,7 +110,7 @@ def append_reader(
     few = tokens[:FEW]
     looks, words, seen, at, estimates, neurons = [], [], [], [], [], []
     for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
-        parts = tqdm(states(model, question, few, wanted), desc=question.task, total=math.ceil(len(few) / 50))
+        parts = tqdm(states(model, question, few, wanted), desc=question.name, total=math.ceil(len(few) / 50))
         image, text, places = (list(column) for column in zip(*parts, strict=True))
         seen.append(torch.cat([rms_norm(part, (width,)).mean(1) for part in image]))
         looks.append(torch.cat(image[:4]).flatten(0, 1))
@@ -223,7 +222,7 @@ def main() -> None:
         refit(model.model.multi_modal_projector, encode(own, same), encode(model.model.vision_tower, same))
     parts = tqdm(faces["images"].split(500), desc="encoding")
     tokens = torch.cat([encode(model.model.vision_tower, middle(part)) for part in parts])
-    questions = [Question(processor, task) for task in TASKS]
+    questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows[: len(tokens)]) for question in questions]
     append_reader(model, questions, tokens, labels)
     fit_head(model, questions, tokens, labels)

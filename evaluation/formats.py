@@ -28,12 +28,17 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         greedy and without a grammar, that are no valid answer, and `invalid_constrained`, the same under the grammar;
         `contradictions`, the share of picture and unit pairs, over `units`, that one format calls clearly present and
         another clearly absent, for each pair of formats. A format that the set asks about `units` anyway is asked as
-        the scores ask it; the others are asked about `units` alone.
+        the scores ask it; the others are asked as the pipeline asks about `units`.
     """
     rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     own = {task: evaluation_set.action_units(task) for task in evaluation_set.labels}
-    asked = {task: own[task] if set(SHARED) <= set(own.get(task, ())) else list(SHARED) for task in TASKS}
+    asked = {
+        task: own[task]
+        if set(SHARED) <= set(own.get(task, ()))
+        else [unit.code for unit in processor.question(task, list(SHARED))]
+        for task in TASKS
+    }
     invalid, constrained = dict.fromkeys(own, 0), dict.fromkeys(own, 0)
     values = {task: [] for task in TASKS}
     for batch in batches:

@@ -14,7 +14,7 @@ from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from checkpoint.practice import practise
 from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
-from checkpoint.questions import Question
+from checkpoint.questions import LISTS, Question, trained_lists
 from checkpoint.reading import append_reader, fit_head, refit
 
 
@@ -31,7 +31,7 @@ def rows():
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_questions_are_those_of_the_processor(model, text_first, rows, task):
-    question = Question(text_first, task)
+    question = Question(text_first, task, TASKS[task].preset)
     answers = question.write(question.labels(rows[:2]))
     user, labels = text_first.messages(task), [labels_of(row, task) for row in rows[:2]]
     texts = [TASKS[task].write(known[unit.code]) for known in labels for unit in question.units]
@@ -48,10 +48,20 @@ def test_questions_are_those_of_the_processor(model, text_first, rows, task):
     torch.testing.assert_close(model.lm_head(state)[:, -length:], whole[:, -length:], atol=1e-4, rtol=1e-4)
 
 
+def test_what_was_asked_is_known_afterwards(text_first):
+    lists = trained_lists([Question(text_first, *about) for about in LISTS])
+    assert {task: len(known) for task, known in lists.items()} == {
+        "detection": 1, "intensity_level": 1, "intensity": 2
+    }  # fmt: skip
+    text_first.trained_lists = lists
+    assert [unit.code for unit in text_first.question("intensity", "AU12")] == lists["intensity"][1]
+    assert [unit.code for unit in text_first.question("intensity", "FEAFA3")] == lists["intensity"][0]
+
+
 def test_a_mirrored_face_has_its_sides_exchanged(text_first, rows):
     mirrored, units = mirrored_units(), torch.from_numpy(units_of(rows[0]))
     assert units.shape == (UNITS,) and torch.equal(units[mirrored][mirrored], units)
-    places = Question(text_first, "intensity").mirrored()
+    places = Question(text_first, "intensity", "feafa").mirrored()
     assert torch.equal(places + 23, mirrored[23:47]) and places[:2].tolist() == [1, 0]  # left and right eye
 
 
@@ -106,7 +116,7 @@ def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows
             try:
                 practise(model, text_first, rows, tokens, flipped, args, saved.append, state)
             except KeyboardInterrupt:
-                return steps[-1] | {"step": stop, "costs": dict.fromkeys(TASKS, 1)}
+                return steps[-1] | {"step": stop}
         return model.state_dict()
 
     whole = copy.deepcopy(run(stop=99))
@@ -119,7 +129,7 @@ def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows
 def test_the_appended_layer_changes_nothing_until_the_head_is_fitted(tokenizer, text_first, rows):
     model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=128, num_attention_heads=2)
     tokens = torch.randn(len(rows), 16, 32)
-    questions = [Question(text_first, task) for task in TASKS]
+    questions = [Question(text_first, *about) for about in LISTS]
     labels = [question.labels(rows) for question in questions]
 
     def said() -> list[torch.Tensor]:

@@ -60,7 +60,7 @@ def test_every_way_is_made_of_the_recipes_fields():
     fields = AuLlavaArguments.__dataclass_fields__
     for options in comparisons.WAYS.values():
         assert all(name.removeprefix("--") in fields for name in options[::2])
-    assert (ROOT / "recipes/checkpoint.yaml").is_file()
+    assert (ROOT / "recipes/comparison.yaml").is_file()
 
 
 def test_relations_are_pooled_over_tasks():

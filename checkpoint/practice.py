@@ -28,7 +28,8 @@ from checkpoint.questions import LISTS, Question, open_model, read_labels, train
 
 # Places in LISTS. The answer about FEAFA's units is four times as long as the others and the hardest to learn.
 ROUND = (2, 0, 2, 1, 3)
-SPREAD, FORMAT, NEUTRAL = 0.05, 0.1, 0.25  # soft digits, weight of brackets and commas, share of neutral drafts
+SPREAD, FORMAT, ERROR = 0.05, 0.1, 1.0  # soft digits, weight of brackets and commas, of the error of values
+NEUTRAL = 0.25  # share of neutral drafts
 
 
 @torch.inference_mode()
@@ -56,21 +57,27 @@ def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[to
     return torch.stack(tokens), torch.stack(flipped)
 
 
-def answer_loss(question: Question, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the digits, softened, and of the tokens between them.
+def answer_loss(
+    question: Question, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, spread: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy of the digits, softened, and of the tokens between them; and the error of what they mean.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, length, vocabulary)`): Each place's prediction of the same place.
         labels (`torch.LongTensor` of shape `(rows, units)`): From [`Question.labels`].
         table (`torch.Tensor` of shape `(values, width, candidates)`): From [`soft_digits_table`].
+        spread (`torch.Tensor` of shape `(units,)`): Each unit's standard deviation, in which its error is counted: so
+            rare units teach as much as frequent ones, which cross entropy alone does not let them.
     """
     said, free = logits.float().log_softmax(-1), question.grammar.free()
-    wanted = table[labels][:, :, free]
-    digits = -(wanted * said[:, question.digits][..., question.grammar.value_tokens.unique()]).sum(-1).mean()
+    wanted, letters = table[labels][:, :, free], said[:, question.digits][..., question.letters]
+    digits = -(wanted * letters).sum(-1).mean()
+    expected = (letters.exp() * question.worth).sum((-2, -1))
+    error = ((expected - question.grammar.values[labels]) / spread).pow(2).mean()
     between = torch.ones(said.shape[1], dtype=torch.bool)
     between[question.digits.flatten()] = False
     fixed = question.grammar.template()[between].expand(len(said), -1)
-    return digits + FORMAT * nn.functional.nll_loss(said[:, between].transpose(1, 2), fixed)
+    return digits + ERROR * error + FORMAT * nn.functional.nll_loss(said[:, between].transpose(1, 2), fixed)
 
 
 def practise(
@@ -92,9 +99,9 @@ def practise(
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows) for question in questions]
     mirrored = [question.mirrored() for question in questions]
-    tables = [
-        soft_digits_table(question.grammar, question.grammar.value_tokens.unique(), SPREAD) for question in questions
-    ]
+    tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
+    values = [question.grammar.values[own] for question, own in zip(questions, labels, strict=True)]
+    spreads = [own.std(0).clamp(min=1e-2) for own in values]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     first = 0
@@ -110,7 +117,7 @@ def practise(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
             output = question.put(language, projector(image.float()), seen)
             logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
-        return answer_loss(question, logits, wanted, tables[asked])
+        return answer_loss(question, logits, wanted, tables[asked], spreads[asked])
 
     losses: list[list[float]] = [[] for _ in questions]
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)

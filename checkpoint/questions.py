@@ -49,6 +49,12 @@ class Question:
         self.before, self.after = torch.tensor([ids[:first]]), torch.tensor([ids[first + 1 :]])
         self.slots = self.grammar.slots()
         self.digits = self.slots[:, self.grammar.free()]
+        self.letters = self.grammar.value_tokens.unique()
+        # What each letter adds to a value, `(digits, letters)`: in 0.39 the digits count 1, 0.1 and 0.01.
+        texts = processor.tokenizer.convert_ids_to_tokens(self.letters.tolist())
+        numbers = torch.tensor([float(text) if text.isdigit() else 0.0 for text in texts])
+        scales = torch.tensor([1.0, 0.0, 0.1, 0.01])[: self.slots.shape[1]][self.grammar.free()]
+        self.worth = scales[:, None] * numbers
 
     def labels(self, rows: list[dict]) -> torch.Tensor:
         """The right answers to rows of the synthetic faces, as places in the grammar's values `(rows, units)`."""

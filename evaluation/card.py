@@ -172,8 +172,10 @@ def _formats(found: dict) -> list[str]:
         [f"`{task}`", number(share), number(found["invalid_constrained"][task])]
         for task, share in found["invalid"].items()
     ]
-    pairs = "; ".join(f"{pair} {number(share)}" for pair, share in found["contradictions"].items())
+    kinds = (found["contradictions"], found["contradictions_calibrated"])
+    raw, fitted = ("; ".join(f"{pair} {number(share)}" for pair, share in kind.items()) for kind in kinds)
     words = f"On {found['pictures']} pictures. Share of answers that are no array of the right length and range:"
     table = _table(["", "free text", "under the grammar"], rows)
-    more = f"One format calls a unit clearly present and the other clearly absent, of all answers: {pairs}."
+    more = f"One format calls a unit clearly present and the other clearly absent, of all answers: {raw}."
+    more += f" At the fitted thresholds and temperatures, which the pipeline uses: {fitted}."
     return ["", "### Form of the answers", "", words, "", *table, "", more]

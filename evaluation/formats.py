@@ -27,8 +27,9 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         `dict`: `pictures`; for each task of the set `invalid`, the share (0 to 1) of answers by plain `generate`,
         greedy and without a grammar, that are no valid answer, and `invalid_constrained`, the same under the grammar;
         `contradictions`, the share of picture and unit pairs, over `units`, that one format calls clearly present and
-        another clearly absent, for each pair of formats. A format that the set asks about `units` anyway is asked as
-        the scores ask it; the others are asked as the pipeline asks about `units`.
+        another clearly absent, for each pair of formats; `contradictions_calibrated`, the same of what the model's
+        calibration makes of the answers, which is what the pipeline gives. A format that the set asks about `units`
+        anyway is asked as the scores ask it; the others are asked as the pipeline asks about `units`.
     """
     rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -40,7 +41,7 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         for task in TASKS
     }
     invalid, constrained = dict.fromkeys(own, 0), dict.fromkeys(own, 0)
-    values = {task: [] for task in TASKS}
+    values, calibrated = ({task: [] for task in TASKS} for _ in range(2))
     for batch in batches:
         crops = evaluation_set.pictures(batch)
         for task, units in own.items():
@@ -49,15 +50,17 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
             texts = processor.batch_decode(found.sequences, skip_special_tokens=True)
             constrained[task] += sum(not valid(text, task, units) for text in texts)
         for task, units in asked.items():
-            found = _recognize(model, processor, crops, task, units)
-            values[task].append(found.values.cpu().numpy()[:, [units.index(code) for code in SHARED]])
-    stacked = {task: np.concatenate(parts) for task, parts in values.items()}
+            found, columns = _recognize(model, processor, crops, task, units), [units.index(code) for code in SHARED]
+            values[task].append(found.values.cpu().numpy()[:, columns])
+            calibrated[task].append(processor.calibrate(found, task, units).values.cpu().numpy()[:, columns])
+    stacked, fitted = ({task: np.concatenate(parts) for task, parts in own.items()} for own in (values, calibrated))
     return {
         "pictures": len(rows),
         "units": list(SHARED),
         "invalid": {task: count / len(rows) for task, count in invalid.items()},
         "invalid_constrained": {task: count / len(rows) for task, count in constrained.items()},
         "contradictions": contradictions(stacked),
+        "contradictions_calibrated": contradictions(fitted),
     }
 
 

@@ -255,14 +255,17 @@ def _formats(found: dict, protocol: str) -> str:
         ([task, number(share), number(found["invalid_constrained"][task])], False)
         for task, share in found["invalid"].items()
     ]
-    contradictions = [([pair, number(share)], False) for pair, share in found["contradictions"].items()]
+    contradictions = [
+        ([pair, number(share), number(found["contradictions_calibrated"][pair])], False)
+        for pair, share in found["contradictions"].items()
+    ]
     return (
         f"<h2>Form of the answers</h2><p class=note>On {found['pictures']} pictures. Invalid is an answer that is not "
         "one array of the right length and range. Contradictions: one format calls a unit clearly present (1, level 3 "
         "or more, 0.5 or more) and the other clearly absent (0, level 0, 0.05 or less), of all pairs of picture and "
         f"unit; asked about {', '.join(found['units'])}. Protocol: {escape(protocol)}.</p>"
         + _table(["invalid answers, share", "free text (plain generate)", "under the grammar"], invalid)
-        + _table(["contradictions between formats", "share"], contradictions)
+        + _table(["contradictions between formats", "share", "calibrated, as the pipeline answers"], contradictions)
     )
 
 

@@ -31,8 +31,8 @@ from baselines import linear_head
 from baselines.tuning import augmented, tune
 from evaluation import calibration
 from evaluation.answers import read_answers
-from evaluation.data import SAMPLE, read_set
-from evaluation.formats import check_formats
+from evaluation.data import SAMPLE, read_set, spread
+from evaluation.formats import SHARED, check_formats
 from evaluation.predict import load, predict
 from evaluation.robustness import curves, damaged
 from evaluation.scores import score_row
@@ -350,8 +350,20 @@ def test_missing_shards_say_how_to_make_them(tmp_path):
 
 
 def test_free_text_and_contradictions(folder, faces):
-    found = check_formats(*load(folder), faces, pictures=3)
+    model, processor = load(folder)
+    found = check_formats(model, processor, faces, pictures=3)
     assert found["pictures"] == 3 and set(found["invalid"]) == set(TASKS) and len(found["contradictions"]) == 3
+    assert found["contradictions_calibrated"] == found["contradictions"]
+    # Where every unit counts as present, its level contradicts that as often as it is 0.
+    always = dict.fromkeys(PRESETS["bp4d"], 0.0)
+    processor.calibration = {"detection": {"temperature": 1.0, "thresholds": always}}
+    processor.trained_lists = {"intensity": [list(PRESETS["disfa"])]}
+    again = check_formats(model, processor, faces, pictures=3)
+    pair = "detection / intensity_level"
+    inputs = processor(images=faces.pictures(spread(len(faces), 3)), task="intensity_level")
+    levels = model.recognize(**inputs, grammar=processor.grammar("intensity_level")).values
+    columns = [PRESETS["disfa"].index(code) for code in SHARED]
+    assert again["contradictions_calibrated"][pair] == pytest.approx(float((levels[:, columns] == 0).float().mean()))
 
 
 def test_robustness_damages_the_same_pictures_for_every_model(folder, faces, tmp_path):

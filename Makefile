@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 MODULES := action_units.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
 	grammar_au_llava.py evidence_au_llava.py templates_au_llava.py pipeline_au_llava.py face_alignment.py drawing.py losses.py \
 	shared_prefix.py trainer.py adapters.py au_llava/*.py
-RENDERS ?= 17500
+RENDERS ?= 23250
 DATA := data/synthetic
 
 .PHONY: demo test test-matrix lint format checkpoint clean
@@ -69,8 +69,8 @@ checkpoint: $(VENV)/installed
 	$(RUN) -m checkpoint.reading --model runs/second --data_dir $(DATA) --output_dir runs/reading
 	$(RUN) -m checkpoint.practice --model runs/reading --data_dir $(DATA) --output_dir runs/practice
 	$(RUN) -m checkpoint.publish --model runs/practice --output_dir .
-	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --calibrate \
-		--output runs/linear_head
+	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 3.5e13 \
+		--calibrate --output runs/linear_head
 	$(RUN) evaluate_au.py --model . --dataset synthetic --validation_dir $(DATA) --calibrate --beside runs/linear_head \
 		--formats 64 --robustness 30 --update_card --output runs/evaluation
 

@@ -212,6 +212,7 @@ def main() -> None:
 
     set_seed(args.seed)
     model, processor = open_model(args.model)
+    processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(args.data_dir)
     faces, rows = read_shards(files, args.limit), read_labels(files)
     if args.encoder:

@@ -23,14 +23,17 @@ config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-grammar = processor.grammar("intensity", "AU6,AU12")
-inputs = processor(images=crop, task="intensity", action_units="AU6,AU12")
+asked = processor.question("intensity", "AU6,AU12")  # the whole list that the model was trained on, if it was on lists
+grammar = processor.grammar("intensity", asked)
+inputs = processor(images=crop, task="intensity", action_units=asked)
 with torch.no_grad():
     assert torch.equal(model(**inputs).logits, other(**inputs).logits)
-values = model.recognize(**inputs, grammar=grammar).values
+[values] = model.recognize(**inputs, grammar=grammar).values.tolist()
+values = {unit.code: round(value, 2) for unit, value in zip(asked, values, strict=True)}
 pipe = pipeline("facial-action-units", model=folder, trust_remote_code=True)
 faces = pipe(crop, task="intensity", action_units="AU6,AU12", detector="none")
-assert [unit["value"] for unit in faces[0]["action_units"].values()] == [round(v, 2) for v in values[0].tolist()]
+found = {code: unit["value"] for code, unit in faces[0]["action_units"].items()}
+assert found == {code: values[code] for code in ("AU6", "AU12")}
 chat = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
 text = chat(text=[{"role": "user", "content": [{"type": "image", "image": crop}, {"type": "text", "text": "AUs?"}]}],
             generate_kwargs={"max_new_tokens": 3, "do_sample": False}, return_full_text=False)[0]["generated_text"]

@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from au_llava.action_units import get_task
-from baselines.tuning import patch_features, tune
+from baselines.tuning import mean_features, tune
 from evaluation.answers import STAMP
 from evaluation.data import FOLDS, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
@@ -39,12 +39,12 @@ STRENGTHS = np.logspace(-4, 0, 5)  # of logistic regression's C; ridge's alpha s
 
 @torch.inference_mode()
 def encode(pictures: EvaluationSet, model, processor, batch_size: int = 32) -> np.ndarray:
-    """What [`patch_features`] gives for all pictures, `(pictures, width)`."""
+    """What [`mean_features`] gives for all pictures, `(pictures, width)`."""
     features = []
     for start in tqdm(range(0, len(pictures), batch_size), desc=f"encoding {pictures.split}", unit="batch"):
         rows = list(range(start, min(start + batch_size, len(pictures))))
         pixels = processor.image_processor(pictures.pictures(rows), return_tensors="pt")["pixel_values"]
-        features.append(patch_features(model, pixels).cpu().numpy())
+        features.append(mean_features(model, pixels).cpu().numpy())
     return np.concatenate(features)
 
 

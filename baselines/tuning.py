@@ -13,11 +13,10 @@ from evaluation.data import EvaluationSet
 from evaluation.scores import is_detection
 
 
-def patch_features(model: AuLlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """Mean patch features `(pictures, width)` of the vision tower's last hidden state, the one the projector reads."""
-    states = model.model.vision_tower(pixels.to(model.device, model.dtype)).last_hidden_state
-    states = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states[:, -model.config.image_seq_length :]
-    return states.mean(1).float()
+def mean_features(model: AuLlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """`(pictures, width)`: the mean over patches of what the projector reads."""
+    pixels = pixels.to(model.device, model.dtype)
+    return model.model.patch_features(model.model.vision_tower(pixels), pixels).mean(1).float()
 
 
 def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Generator) -> tuple[list, torch.Tensor]:
@@ -28,8 +27,7 @@ def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Gen
                  for task, values in pictures.labels.items()}  # fmt: skip
         if generator.random() < 0.5:
             image = ImageOps.mirror(image)
-            flipped = {task: mirror_labels(own) for task, own in known.items()}
-            known = {task: {code: flipped[task][code] for code in own} for task, own in known.items()}
+            known = {task: mirror_labels(own) for task, own in known.items()}
         images.append(change(image.convert("RGB"), {}, generator)[0])
         labels.append([value for own in known.values() for value in own.values()])
     return images, torch.tensor(labels, dtype=torch.float32)
@@ -74,7 +72,7 @@ def tune(
         images, labels = augmented(train, rows, generator)
         labels = labels.to(device)
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        said = head(patch_features(model, pixels))
+        said = head(mean_features(model, pixels))
         losses = []
         for task, own in columns.items():
             guess, wanted = said[:, own], labels[:, own]

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
-from checkpoint.pretrain import SIZE, augment, fast_in_bfloat16, read_shards
+from checkpoint.pretrain import SIZE, augment, fast_in_bfloat16, image_tokens, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
 
 
@@ -35,8 +35,7 @@ NEUTRAL = 0.25  # share of neutral drafts
 @torch.inference_mode()
 def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Image tokens `(pictures, tokens, width)` in 16 bits of normalised pictures `(pictures, 3, 128, 128)`."""
-    tokens = [encoder(part).last_hidden_state.flatten(2).transpose(1, 2) for part in images.split(50)]
-    return torch.cat(tokens).half()
+    return torch.cat([image_tokens(encoder, part) for part in images.split(50)]).half()
 
 
 def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,8 +99,8 @@ def practise(
     labels = [question.labels(rows) for question in questions]
     mirrored = [question.mirrored() for question in questions]
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
-    values = [question.grammar.values[own] for question, own in zip(questions, labels, strict=True)]
-    spreads = [own.std(0).clamp(min=1e-2) for own in values]
+    known = zip(questions, labels, strict=True)
+    spreads = [question.grammar.values[own].std(0).clamp(min=1e-2) for question, own in known]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     first = 0
@@ -189,7 +188,7 @@ def main() -> None:
     encoding = counter.get_total_flops() * flipped.numel()
     # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
     (output / "cost.json").write_text(json.dumps({"practice": practice, "encoding": encoding}) + "\n")
-    processor.trained_lists = trained_lists([Question(processor, *about) for about in LISTS])
+    processor.trained_lists = trained_lists()
     model.save_pretrained(output)
     processor.save_pretrained(output)
 

@@ -171,6 +171,12 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def image_tokens(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What the language model will see: patches, `(batch, tokens, width)`, without a class token."""
+    features = encoder(pixel_values).last_hidden_state
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
+
+
 class Pretrainer(nn.Module):
     """The encoder with three linear heads; the projector of the assembled model starts from them."""
 
@@ -178,7 +184,7 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.encoder = encoder.eval()
         with torch.no_grad():
-            tokens = self.tokens(torch.zeros(1, 3, SIZE, SIZE))
+            tokens = image_tokens(self.encoder, torch.zeros(1, 3, SIZE, SIZE))
         self.side = math.isqrt(tokens.shape[1])
         self.units = nn.Linear(tokens.shape[2], UNITS)
         self.landmarks = nn.Linear(tokens.shape[2], 136)
@@ -186,14 +192,9 @@ class Pretrainer(nn.Module):
         for head in (self.units, self.landmarks, self.flow):
             nn.init.zeros_(head.weight)  # so that heads that know nothing yet do not disturb an encoder that does
 
-    def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the language model will see: patches, `(batch, tokens, width)`, without a class token."""
-        features = self.encoder(pixel_values).last_hidden_state
-        return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
-
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Units `(batch, 70)`, displacements `(batch, 2, 16, 16)`, landmarks `(batch, 68, 2)`, of variance 1."""
-        tokens = self.tokens(pixel_values)
+        tokens = image_tokens(self.encoder, pixel_values)
         pooled = tokens.mean(1)
         cells = self.flow(tokens).view(len(tokens), self.side, self.side, 2, 16 // self.side, 16 // self.side)
         flow = cells.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), 2, 16, 16)

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.action_units import select
+from au_llava.action_units import PRESETS, select
 from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
 from checkpoint.pretrain import LABELS
 
@@ -91,9 +91,9 @@ class Question:
         return language(inputs_embeds=embeddings, past_key_values=cache, **kwargs)
 
 
-def trained_lists(questions: list[Question]) -> dict[str, list[list[str]]]:
-    """By task the lists of codes that were asked about, as [`AuLlavaProcessor`] keeps them."""
+def trained_lists() -> dict[str, list[list[str]]]:
+    """By task the lists of codes in `LISTS`, as [`AuLlavaProcessor`] keeps them."""
     lists: dict[str, list[list[str]]] = {}
-    for question in questions:
-        lists.setdefault(question.task, []).append([unit.code for unit in question.units])
+    for task, preset in LISTS:
+        lists.setdefault(task, []).append(list(PRESETS[preset]))
     return lists

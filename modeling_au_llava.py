@@ -54,23 +54,21 @@ class AuLlavaModel(LlavaModel):
         self.vision_tower.train(mode and any(weight.requires_grad for weight in self.vision_tower.parameters()))
         return self
 
-    def patch_features(self, outputs: BaseModelOutputWithPooling, pixel_values: torch.Tensor) -> torch.Tensor:
+    def patch_features(self, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the vision tower says of each patch, without class and register tokens.
 
         Args:
-            outputs: Of the vision tower.
+            states (`torch.Tensor`): The tower's `last_hidden_state`: `(batch, tokens, vision_hidden_size)`, or a map
+                `(batch, vision_hidden_size, rows, columns)`.
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): The pictures that it saw.
 
         Returns:
             `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`.
         """
-        # The last hidden state has passed the encoder's final norm. Stock LLaVA reads `hidden_states`, which for
-        # DINOv2 has not, and would leave the trained norm out.
-        patches = outputs.last_hidden_state
-        if patches.ndim == 4:  # convolutional encoders give a map: (batch, channels, rows, columns)
-            return patches.flatten(2).transpose(1, 2)
+        if states.ndim == 4:  # of convolutional encoders
+            return states.flatten(2).transpose(1, 2)
         rows, columns = (size // self.config.vision_config.patch_size for size in pixel_values.shape[-2:])
-        return patches[:, -rows * columns :]  # class and register tokens, if there are any, come before
+        return states[:, -rows * columns :]  # class and register tokens, if there are any, come before
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Encode images and project their patches into the language model's space.
@@ -83,7 +81,10 @@ class AuLlavaModel(LlavaModel):
             image.
         """
         outputs = self.vision_tower(pixel_values, return_dict=True)
-        outputs.pooler_output = list(self.multi_modal_projector(self.patch_features(outputs, pixel_values)))
+        # The last hidden state has passed the encoder's final norm. Stock LLaVA reads `hidden_states`, which for
+        # DINOv2 has not, and would leave the trained norm out.
+        patches = self.patch_features(outputs.last_hidden_state, pixel_values)
+        outputs.pooler_output = list(self.multi_modal_projector(patches))
         return outputs
 
 

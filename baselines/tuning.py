@@ -16,7 +16,8 @@ from evaluation.scores import is_detection
 def mean_features(model: AuLlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
     """`(pictures, width)`: the mean over patches of what the projector reads."""
     pixels = pixels.to(model.device, model.dtype)
-    return model.model.patch_features(model.model.vision_tower(pixels), pixels).mean(1).float()
+    states = model.model.vision_tower(pixels).last_hidden_state
+    return model.model.patch_features(states, pixels).mean(1).float()
 
 
 def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Generator) -> tuple[list, torch.Tensor]:

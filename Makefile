@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-MODULES := action_units.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
+MODULES := action_units.py arguments.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
 	grammar_au_llava.py evidence_au_llava.py templates_au_llava.py pipeline_au_llava.py face_alignment.py drawing.py losses.py \
 	shared_prefix.py trainer.py adapters.py au_llava/*.py
 RENDERS ?= 23250
@@ -13,8 +13,11 @@ DATA := data/synthetic
 demo: $(VENV)/installed
 	$(VENV)/bin/au-llava demo
 
+# A process for each core, up to eight, and one thread in each: the models are tiny.
+TEST := pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m $(TEST)
 
 # The tests with the lowest versions that pyproject.toml allows, and with the newest ones. About 5 GB; minutes to install.
 FLOOR_TORCH ?= torch==2.9.*
@@ -35,11 +38,11 @@ test-matrix:
 	$(PYTHON) -c "$$FLOORS" > .matrix/floors.txt
 	.matrix/floor/bin/pip install --quiet "$(FLOOR_TORCH)"
 	.matrix/floor/bin/pip install --quiet --constraint .matrix/floors.txt --editable ".[dev]"
-	.matrix/floor/bin/python -m pytest
+	OMP_NUM_THREADS=1 .matrix/floor/bin/python -m $(TEST)
 	$(PYTHON) -m venv .matrix/newest
 	.matrix/newest/bin/pip install --quiet --upgrade "$(NEWEST_TORCH)"
 	.matrix/newest/bin/pip install --quiet --upgrade --editable ".[dev]"
-	.matrix/newest/bin/python -m pytest
+	OMP_NUM_THREADS=1 .matrix/newest/bin/python -m $(TEST)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

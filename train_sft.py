@@ -3,26 +3,23 @@
     python train_sft.py --config recipes/smoke.yaml [--any_field value]
     accelerate launch train_sft.py --config recipes/paper_bp4d.yaml --fold 2
 
-Every field of [`AuLlavaArguments`] and of TRL's `SFTConfig` may stand in the recipe or on the command line; see
+Every field of `arguments.py` and of TRL's `SFTConfig` may stand in the recipe or on the command line; see
 docs/training.md. A run that was stopped goes on where it stopped.
 """
 
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 from datasets import Dataset, concatenate_datasets
-from peft import LoraConfig
-from transformers import BitsAndBytesConfig, set_seed
-from trl import SFTConfig, TrlParser
+from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import add_code, assemble, check_push, make_card, merge, trained_on
+from au_llava.arguments import AuLlavaArguments, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
@@ -30,87 +27,6 @@ from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
 from au_llava.trainer import check_space, full_disk_told, last_checkpoint
-
-
-# Self-attention projections of both towers, and nothing else (paper, section III-C).
-LORA_TARGETS = {
-    "both": r".*(vision_tower|language_model).*\.(q|k|v|o)_proj",
-    "encoder": r".*vision_tower.*\.(q|k|v|o)_proj",
-    "llm": r".*language_model.*\.(q|k|v|o)_proj",
-}
-
-
-@dataclass
-class AuLlavaArguments:
-    """What is trained, and on what."""
-
-    train_data: list[str] = field(
-        metadata={"help": "Sources such as synthetic:FOLDER, bp4d:FOLDER?config_name=fold1, csv:FILE or a folder."}
-    )
-    eval_data: list[str] = field(
-        default_factory=list, metadata={"help": "Sources whose split `validation` is answered during training."}
-    )
-    held_out: float = field(
-        default=0.0, metadata={"help": "Share (0 to 1) of the training people set apart to validate on instead."}
-    )
-    fold: int = field(default=1, metadata={"help": "Stands for {fold} in sources and output_dir."})
-    model: str | None = field(default=None, metadata={"help": "An AU-LLaVA to start from: Hub id or folder."})
-    vision: str = field(default="facebook/dinov2-large", metadata={"help": "Else the vision encoder to start from."})
-    language: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "And the language model."})
-    gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file inside the folder `language`."})
-    prompt_layout: str = field(default="image_first", metadata={"help": "image_first or text_first."})
-    questions: list[str] = field(
-        default_factory=lambda: ["detection:bp4d", "intensity_level:disfa", "intensity:feafa"],
-        metadata={"help": "What is asked about each rendered face: task:preset or task:codes."},
-    )
-    limit: int | None = field(default=None, metadata={"help": "Use so many rows of each data set and question only."})
-    eval_limit: int = field(default=200, metadata={"help": "And answer so many of each at every validation."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto (as stored), float32, bfloat16..."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the language model in 4 bits (QLoRA)."})
-    lora: str | None = field(default="both", metadata={"help": "Towers that get LoRA: both, encoder, llm; or null."})
-    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA."})
-    freeze: list[str] = field(
-        default_factory=list, metadata={"help": "Without LoRA: parts that stay as they are, such as vision_tower."}
-    )
-    shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})
-    subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
-    relations: bool = field(
-        default=False, metadata={"help": "Tell in T which Action Units go together in the training data."}
-    )
-    neutral: float = field(
-        default=0.0, metadata={"help": "Share of answers (0 to 1) with hidden digits, for the parallel read-out."}
-    )
-    soft_digits: float = field(
-        default=0.0, metadata={"help": "Spread of each label to its neighbours, as a share of the task's range."}
-    )
-    rare_weight: float = field(default=0.0, metadata={"help": "0 to 1: how far present units count more than absent."})
-    format_weight: float = field(default=1.0, metadata={"help": "Weight of brackets, commas, points beside digits."})
-    augment: bool = field(default=True, metadata={"help": "Vary the pictures."})
-    shared_prefix: bool = field(default=False, metadata={"help": "Compute a batch's common text once (text_first)."})
-    resume: bool = field(default=True, metadata={"help": "Go on from the last whole checkpoint in output_dir."})
-    merge: bool = field(default=False, metadata={"help": "Also write the model with the adapter merged into it."})
-    public_licence: str | None = field(
-        default=None, metadata={"help": "What allows weights trained on BP4D, DISFA or FEAFA to be public."}
-    )
-
-
-def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, SFTConfig]:
-    """Recipe and command line, or one ValueError that says what is wrong with them."""
-    try:
-        arguments, training = TrlParser((AuLlavaArguments, SFTConfig)).parse_args_and_config(options)
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"The recipe cannot be read: {error}") from error
-    for name in ("train_data", "eval_data", "questions", "freeze"):
-        value = getattr(arguments, name)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"The recipe's {name} is {value!r}; give a list of texts")
-    if arguments.lora == "null":  # on the command line it is a word
-        arguments.lora = None
-    if arguments.lora not in (None, *LORA_TARGETS):
-        raise ValueError(f"Unknown lora {arguments.lora!r}; accepted: {', '.join(LORA_TARGETS)}, null.")
-    return arguments, training
 
 
 def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None]:
@@ -174,18 +90,8 @@ def main() -> None:
     public = training.hub_private_repo is False
     if push:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
-    quantization = None
-    if arguments.load_in_4bit:
-        skipped = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype="bfloat16",
-            llm_int8_skip_modules=skipped,
-        )
     model = AuLlavaForConditionalGeneration.from_pretrained(
-        base, dtype=arguments.dtype, quantization_config=quantization
+        base, dtype=arguments.dtype, quantization_config=arguments.quantization_config()
     )
     processor = AuLlavaProcessor.from_pretrained(base)
     asked = lists_in(train)
@@ -198,16 +104,6 @@ def main() -> None:
         raise ValueError(
             f"{base}: its processor writes {made[0]} image tokens (id {made[1]}) for a picture, and its model expects "
             f"{expected.image_seq_length} (id {expected.image_token_id}); use the processor saved with the model."
-        )
-    peft_config = None
-    if arguments.lora:
-        peft_config = LoraConfig(
-            r=arguments.lora_r,
-            lora_alpha=arguments.lora_alpha,
-            lora_dropout=arguments.lora_dropout,
-            target_modules=LORA_TARGETS[arguments.lora],
-            modules_to_save=["multi_modal_projector"],
-            task_type="CAUSAL_LM",
         )
     for part in arguments.freeze:
         model.model.get_submodule(part).requires_grad_(False)
@@ -238,7 +134,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,
-        peft_config=peft_config,
+        peft_config=arguments.lora_config(),
         data_collator=collator,
     )
     for weight in trainer.model.parameters():
@@ -260,7 +156,7 @@ def main() -> None:
     origins = [base] if arguments.model else [arguments.vision, arguments.language]
     home = training.hub_model_id if push and training.hub_model_id else output_dir
     trainer.card = make_card(
-        home, origins, bool(peft_config), names, arguments.public_licence, parameters, counts, recipe
+        home, origins, bool(arguments.lora), names, arguments.public_licence, parameters, counts, recipe
     )
     if trainer.is_world_process_zero():
         print(parameters)
@@ -269,8 +165,8 @@ def main() -> None:
         print(f"Steps: {steps:,} of {batch} samples on {training.world_size} process(es).")
         print(f"Going on from {resumed}." if resumed else f"Starting anew in {output_dir}.")
         whole, trained = sum(sizes.values()), sum(learnt.values())
-        merged = whole if arguments.merge and peft_config else 0
-        check_space(training, steps, trained if peft_config else whole, trained, merged)
+        merged = whole if arguments.merge and arguments.lora else 0
+        check_space(training, steps, trained if arguments.lora else whole, trained, merged)
     with full_disk_told(output_dir):
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model()
@@ -279,11 +175,11 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
     trainer.create_model_card()
-    if peft_config:
+    if arguments.lora:
         add_code(trainer.core(), output_dir)
     result = output_dir
-    print(f"\nSaved {'an adapter' if peft_config else 'a model'} to {result}.")
-    if arguments.merge and peft_config:
+    print(f"\nSaved {'an adapter' if arguments.lora else 'a model'} to {result}.")
+    if arguments.merge and arguments.lora:
         result = f"{output_dir}-merged"
         with full_disk_told(result):
             merge(output_dir, result)

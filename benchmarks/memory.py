@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, DynamicCache
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration
-from train_sft import LORA_TARGETS
+from au_llava.arguments import LORA_TARGETS
 
 
 GPUS = (16, 24, 40, 48, 80, 141)  # GB, as they are sold: V100, RTX 4090, A100, L40S, H100, H200

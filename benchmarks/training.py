@@ -32,12 +32,12 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
 from au_llava.action_units import get_task, select
+from au_llava.arguments import LORA_TARGETS
 from au_llava.datasets_scripts.collator import QuestionCollator
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.losses import AnswerTrainer
 from au_llava.shared_prefix import SharedPrefixTrainer
 from benchmarks.memory import PeakMemory, build, step
-from train_sft import LORA_TARGETS
 
 
 ONE = ("detection:bp4d",)

@@ -23,7 +23,7 @@ def start_projector(model: AuLlavaForConditionalGeneration, heads: dict, images:
 
     Args:
         heads (`dict`): Weights of the pretrainer, with `units`, `flow` and `landmarks`.
-        images (`torch.Tensor` of shape `(batch, 3, 128, 128)`): Normalised faces to measure means and spreads on.
+        images (`torch.Tensor` of shape `(batch, 3, 160, 160)`): Normalised faces to measure means and spreads on.
     """
     rows = torch.cat([heads[f"{name}.weight"] for name in ("units", "flow", "landmarks")])
     projector = model.model.multi_modal_projector
@@ -40,7 +40,7 @@ def start_projector(model: AuLlavaForConditionalGeneration, heads: dict, images:
 def start_language_model(model: AuLlavaForConditionalGeneration, images: torch.Tensor) -> None:
     """Let one attention head of the first layer look at the image alone, and pass on what the heads read from it.
 
-    An image is 16 tokens among some 500 of text, so attention that begins evenly spread hardly sees it. Two spare
+    An image is 25 tokens among some 500 of text, so attention that begins evenly spread hardly sees it. Two spare
     dimensions mark image and text; a query of text meets a key of image in the pair of dimensions that rotary position
     embedding turns the least. What is passed on is about as loud as a word: louder, it drowns which unit is asked for.
     """

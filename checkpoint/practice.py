@@ -34,7 +34,7 @@ NEUTRAL = 0.25  # share of neutral drafts
 
 @torch.inference_mode()
 def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Image tokens `(pictures, tokens, width)` in 16 bits of normalised pictures `(pictures, 3, 128, 128)`."""
+    """Image tokens `(pictures, tokens, width)` in 16 bits of normalised pictures `(pictures, 3, 160, 160)`."""
     return torch.cat([image_tokens(encoder, part) for part in images.split(50)]).half()
 
 

@@ -41,9 +41,9 @@ from au_llava.action_units import PRESETS, select
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
 DEVIATION = torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
 CROP = 224  # pixels along a side of a face crop
-# The encoder sees the middle of it, 160 of 224 pixels a side, in which brows and mouth of 99 in 100 faces lie; drawn
-# with this many pixels. A face fills half of its crop, and what is around it says nothing.
-SIZE, VIEW = 128, 5 / 7
+# The encoder sees the middle of it, 160 of 224 pixels a side, in which brows and mouth of 99 in 100 faces lie, neither
+# enlarged nor reduced. A face fills half of its crop, and what is around it says nothing.
+SIZE, VIEW = 160, 5 / 7
 LABELS = ["facs", "feafa", "levels"]
 FACS = 23
 UNITS = FACS + 24 + FACS  # FACS units, FEAFA's, and FACS units again as levels, in which faint actions count for more
@@ -92,7 +92,7 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
         batch (`dict`): As [`read_shards`] gives it.
 
     Returns:
-        `dict`: The same, with `images` `(n, 3, 128, 128)` normalised, and `flipped` `(n,)`, whether left is right now.
+        `dict`: The same, with `images` `(n, 3, 160, 160)` normalised, and `flipped` `(n,)`, whether left is right now.
     """
     n = len(batch["images"])
 
@@ -138,14 +138,14 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
 
 
 def middle(images: torch.Tensor) -> torch.Tensor:
-    """Renders `(n, 3, 224, 224)` uint8 as the encoder sees them in use: `(n, 3, 128, 128)`, normalised."""
+    """Renders `(n, 3, 224, 224)` uint8 as the encoder sees them in use: `(n, 3, 160, 160)`, normalised."""
     edge = round((1 - VIEW) * CROP / 2)
     seen = images[:, :, edge : CROP - edge, edge : CROP - edge].float() / 255
     return (nn.functional.interpolate(seen, size=(SIZE, SIZE), mode="bilinear", antialias=True) - MEAN) / DEVIATION
 
 
 def make_encoder(architecture: str) -> PreTrainedModel:
-    """A small encoder with random weights: 16 (`resnet`) or 256 (`dinov2`) image tokens from 128 x 128 pixels."""
+    """A small encoder with random weights: 25 (`resnet`) or 256 (`dinov2`) image tokens from 160 x 160 pixels."""
     if architecture == "resnet":
         config = ResNetConfig(
             embedding_size=48, hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 2, 2], layer_type="basic"
@@ -159,7 +159,7 @@ def make_encoder(architecture: str) -> PreTrainedModel:
             num_hidden_layers=6,
             num_attention_heads=4,
             image_size=SIZE,
-            patch_size=8,
+            patch_size=10,
             use_mask_token=False,
         )
     )
@@ -188,16 +188,17 @@ class Pretrainer(nn.Module):
         self.side = math.isqrt(tokens.shape[1])
         self.units = nn.Linear(tokens.shape[2], UNITS)
         self.landmarks = nn.Linear(tokens.shape[2], 136)
-        self.flow = nn.Linear(tokens.shape[2], 2 * (16 // self.side) ** 2)
+        self.fine = 16 // self.side  # displacements along a side of each token's part of the picture
+        self.flow = nn.Linear(tokens.shape[2], 2 * self.fine**2)
         for head in (self.units, self.landmarks, self.flow):
             nn.init.zeros_(head.weight)  # so that heads that know nothing yet do not disturb an encoder that does
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Units `(batch, 70)`, displacements `(batch, 2, 16, 16)`, landmarks `(batch, 68, 2)`, of variance 1."""
+        """Units `(batch, 70)`, displacements `(batch, 2, 15, 15)`, landmarks `(batch, 68, 2)`, of variance 1."""
         tokens = image_tokens(self.encoder, pixel_values)
         pooled = tokens.mean(1)
-        cells = self.flow(tokens).view(len(tokens), self.side, self.side, 2, 16 // self.side, 16 // self.side)
-        flow = cells.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), 2, 16, 16)
+        cells = self.flow(tokens).view(len(tokens), self.side, self.side, 2, self.fine, self.fine)
+        flow = cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return self.units(pooled), flow, self.landmarks(pooled).view(-1, 68, 2)
 
 
@@ -226,6 +227,7 @@ def main() -> None:
     unseen = read_shards(seen, 500) if seen else None
     if args.encoder:
         encoder = AuLlavaForConditionalGeneration.from_pretrained(args.encoder).model.vision_tower
+        encoder.config.image_size = SIZE
     else:
         encoder = make_encoder(args.architecture)
     frozen = [encoder.get_submodule(name).requires_grad_(False) for name in args.freeze]
@@ -262,7 +264,8 @@ def main() -> None:
                 images = batch["images"].contiguous(memory_format=torch.channels_last)
                 units, flow, landmarks = (guess.float() for guess in model(images))
             unit_loss = (units - (batch["units"] - centre) / spread).pow(2).mean()
-            flow_loss = (flow - batch["flow"] / flow_spread).pow(2).mean()
+            true_flow = nn.functional.interpolate(batch["flow"], flow.shape[2:], mode="bilinear")
+            flow_loss = (flow - true_flow / flow_spread).pow(2).mean()
             # A flip would also exchange landmark numbers; the unflipped half of the batch teaches enough.
             error = (landmarks - batch["landmarks"] / landmark_spread).pow(2).mean((1, 2))
             landmark_loss = (error * ~batch["flipped"]).mean()

@@ -30,7 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
 from checkpoint.practice import SPREAD, encode
-from checkpoint.pretrain import middle, read_shards
+from checkpoint.pretrain import SIZE, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, training_shards
 
 
@@ -40,14 +40,22 @@ FEW = 1000  # faces whose states in the language model are looked at
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
 
+def regrid(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """Image tokens `(pictures, tokens, width)` of square pictures, at `count` places of each instead."""
+    before, after = math.isqrt(tokens.shape[1]), math.isqrt(count)
+    grid = tokens.transpose(1, 2).unflatten(2, (before, before))
+    return nn.functional.interpolate(grid, (after, after), mode="bilinear").flatten(2).transpose(1, 2)
+
+
 @torch.no_grad()
 def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None:
     """Let the projector make of another encoder's image tokens what it made of the old ones, by least squares.
 
     Args:
-        before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders.
+        before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders;
+            their numbers of tokens may differ.
     """
-    wanted = projector(before.float()).flatten(0, 1)
+    wanted = regrid(projector(before.float()), now.shape[1]).flatten(0, 1)
     given = nn.functional.pad(now.float().flatten(0, 1), (0, 1), value=1.0)
     ridge = 1e-3 * len(given) * torch.eye(given.shape[1])
     found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted).T
@@ -217,10 +225,14 @@ def main() -> None:
     faces, rows = read_shards(files, args.limit), read_labels(files)
     if args.encoder:
         processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
-        own = model.model.vision_tower
+        own, side = model.model.vision_tower, model.model.vision_tower.config.image_size
         model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
         same = middle(faces["images"][:FEW])
-        refit(model.model.multi_modal_projector, encode(own, same), encode(model.model.vision_tower, same))
+        before = encode(own, nn.functional.interpolate(same, (side, side), mode="bilinear", antialias=True))
+        now = encode(model.model.vision_tower, same)
+        refit(model.model.multi_modal_projector, before, now)
+        model.config.image_seq_length = now.shape[1]
+        processor.patch_size = SIZE // math.isqrt(now.shape[1])
     parts = tqdm(faces["images"].split(500), desc="encoding")
     tokens = torch.cat([encode(model.model.vision_tower, middle(part)) for part in parts])
     questions = [Question(processor, *about) for about in LISTS]

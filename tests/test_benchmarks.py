@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, LlamaConfig
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.arguments import LORA_TARGETS
 from benchmarks import memory, training
-from train_sft import LORA_TARGETS
 
 
 RECIPES = ROOT / "recipes/accelerate"

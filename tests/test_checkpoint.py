@@ -94,6 +94,23 @@ def test_a_refitted_projector_says_of_another_encoder_what_it_said_of_the_old_on
     torch.testing.assert_close(projector(before @ turn + 1), wanted, atol=0.02, rtol=0.02)
 
 
+def test_a_projector_can_be_refitted_to_more_tokens():
+    torch.manual_seed(0)
+    projector = nn.Linear(12, 20)
+    slopes = torch.randn(300, 12, 2)
+
+    def seen(side: int) -> torch.Tensor:
+        """Pictures whose features change evenly from edge to edge, at the middles of `side` x `side` places."""
+        middles = (torch.arange(side) + 0.5) / side
+        grid = torch.stack(torch.meshgrid(middles, middles, indexing="ij"))
+        return torch.einsum("pws,sab->pabw", slopes, grid).flatten(1, 2)
+
+    wanted = projector(seen(6)).unflatten(1, (6, 6))[:, 1:5, 1:5]
+    refit(projector, seen(3), seen(6))
+    found = projector(seen(6)).unflatten(1, (6, 6))[:, 1:5, 1:5]
+    assert (found - wanted).abs().mean() < 0.1 * wanted.std()
+
+
 def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows, monkeypatch):
     tokens = torch.randn(2, len(rows), 16, 32).half()
     flipped = torch.tensor([[False] * len(rows), [True] * len(rows)])

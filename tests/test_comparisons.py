@@ -55,7 +55,7 @@ def test_the_start_is_turned_around(tmp_path):
 
 
 def test_every_way_is_made_of_the_recipes_fields():
-    from train_sft import AuLlavaArguments
+    from au_llava.arguments import AuLlavaArguments
 
     fields = AuLlavaArguments.__dataclass_fields__
     for options in comparisons.WAYS.values():

@@ -224,11 +224,11 @@ def write_recipe(folder: Path, draw: random.Random) -> Path:
 
 
 def read_recipe(path: Path) -> None:
-    import train_sft
+    from au_llava.arguments import read_arguments
 
     sys.stderr = io.StringIO()  # argparse tells there what is wrong
     try:
-        train_sft.read_arguments(["--config", str(path)])
+        read_arguments(["--config", str(path)])
     except SystemExit as stop:
         raise ValueError(f"{path.name}: {sys.stderr.getvalue()}") from stop
     finally:

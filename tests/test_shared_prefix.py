@@ -12,11 +12,11 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaProcessor, shared_prefix
 from au_llava.action_units import PRESETS
+from au_llava.arguments import LORA_TARGETS
 from au_llava.datasets_scripts.collator import QuestionCollator
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
-from train_sft import LORA_TARGETS
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaProcessor
+from au_llava.arguments import LORA_TARGETS
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
 from au_llava.datasets_scripts.instructions import FEATURES, Question, instruct, make_row
 from au_llava.shared_prefix import SharedPrefixTrainer
-from train_sft import LORA_TARGETS
 
 
 @pytest.fixture

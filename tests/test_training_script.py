@@ -21,6 +21,7 @@ from trl import SFTTrainer
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import check_push, make_card
+from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.trainer import check_space, full_disk_told, is_disk_full, last_checkpoint
 
@@ -343,14 +344,14 @@ def test_options_that_contradict_each_other_are_refused(run):
 def test_a_broken_recipe_is_one_clear_message(tmp_path, text, message):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        train_sft.read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
+        read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
 
 
 def parse(name, *options):
     """A recipe, read as the script reads it."""
     # The machine of the tests need not have what the recipe is for.
     off = ["--use_cpu", "true", "--bf16", "false"]
-    return train_sft.read_arguments(["--config", str(ROOT / "recipes" / f"{name}.yaml"), *off, *options])
+    return read_arguments(["--config", str(ROOT / "recipes" / f"{name}.yaml"), *off, *options])
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
@@ -358,7 +359,7 @@ def test_every_recipe_parses_and_says_what_it_is_for(name):
     arguments, training = parse(name)
     assert (ROOT / "recipes" / f"{name}.yaml").read_text().startswith("# ")
     assert arguments.train_data and training.output_dir.startswith("runs/")
-    assert arguments.lora in (None, *train_sft.LORA_TARGETS)
+    assert arguments.lora in (None, *LORA_TARGETS)
     assert not (arguments.shared_prefix and training.gradient_checkpointing)
     assert bool(arguments.eval_data or arguments.held_out) == (training.eval_strategy != "no")
     if training.load_best_model_at_end:

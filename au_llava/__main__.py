@@ -59,6 +59,8 @@ def parser() -> ArgumentParser:
     made.add_argument("--openface", action="store_true", help="name the columns as OpenFace 2 does: AU12_c, AU12_r")
     made.add_argument("--max-faces", type=_positive, metavar="N", help="at most N faces a picture, the largest")
     made.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="faces at a time (default: 8)")
+    readout = "exact, or parallel: one pass, for a model trained for it, as the default one is (default: exact)"
+    made.add_argument("--readout", choices=["exact", "parallel"], default="exact", help=readout)
     setup(made)
 
     made = command("demo", _demo, "Recognise Action Units in the example pictures and write a report.")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .films import write_timelines
 from .photos import check_detector, load_pipeline, provenance
-from .recognize import _asked, _search
+from .recognize import _asked, _settings
 from .tables import FORMATS, columns, openface_columns, write_table
 from .videos import Video, recognize_video
 
@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> int:
     check_detector(arguments.detector)
     video, pipe = Video.open(name), load_pipeline(arguments.model, arguments.device)
     with TemporaryFile("w+") as kept:
-        found = recognize_video(pipe, video, asked, arguments.fps, group=1, **_search(arguments))
+        found = recognize_video(pipe, video, asked, arguments.fps, group=1, **_settings(arguments))
         with suppress(KeyboardInterrupt), closing(found), tqdm(unit="frame", disable=None if output else True) as bar:
             for rows in found:
                 bar.update()
@@ -48,7 +48,8 @@ def run(arguments: Namespace) -> int:
                 kept.seek(0)
                 return map(json.loads, kept)
 
-            write_table(output, again(), chosen, provenance(pipe, arguments.detector))
+            about = provenance(pipe, arguments.detector) | {"read-out": arguments.readout}
+            write_table(output, again(), chosen, about)
             seen = sum(row["status"] == "ok" for row in again())
             if seen:
                 write_timelines(Path(f"{output}.camera{name}"), video, again, asked, arguments.fps)

@@ -47,7 +47,7 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto", e
     """
     name = Path(path).name
     _check_size(path, PHOTO_BYTES)
-    [photo] = recognize(pipe, [path], asked, detector, PHOTO_FACES, evidence=evidence)
+    [photo] = recognize(pipe, [path], asked, detector, PHOTO_FACES, return_evidence=evidence)
     if photo.error:
         raise ValueError(photo.error.replace(path, name))
     faces = [

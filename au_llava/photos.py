@@ -107,13 +107,13 @@ def recognize(
     max_faces: int | None = None,
     batch_size: int = 8,
     opened: Callable[[Any], Image.Image] = open_image,
-    evidence: str | bool = False,
+    **how,
 ) -> Generator[Photo, None, None]:
     """Find the faces of every picture once and ask each question about them.
 
     Pictures are opened and searched on a thread of their own while the model works on the ones before. Faces of
     several pictures share a batch. A picture that cannot be read gives a [`Photo`] with its error; the others go on.
-    `opened` makes a source an upright picture; `evidence` is the pipeline's `return_evidence`.
+    `opened` makes a source an upright picture; `how` holds the pipeline's `readout` and `return_evidence`.
     """
 
     def found(source: Any) -> Photo:
@@ -129,9 +129,9 @@ def recognize(
     for photo in _ahead(map(found, sources)):
         waiting.append(photo)
         if sum(len(photo.faces) for photo in waiting) >= batch_size or len(waiting) >= batch_size:
-            yield from _answered(pipe, waiting, asked, batch_size, evidence)
+            yield from _answered(pipe, waiting, asked, batch_size, how)
             waiting = []
-    yield from _answered(pipe, waiting, asked, batch_size, evidence)
+    yield from _answered(pipe, waiting, asked, batch_size, how)
 
 
 def _ahead(items: Iterator[Photo], depth: int = 2) -> Iterator[Photo]:
@@ -143,11 +143,10 @@ def _ahead(items: Iterator[Photo], depth: int = 2) -> Iterator[Photo]:
             yield item
 
 
-def _answered(pipe, photos: list[Photo], asked: list[Question], batch_size: int, evidence: str | bool) -> list[Photo]:
+def _answered(pipe, photos: list[Photo], asked: list[Question], batch_size: int, how: dict) -> list[Photo]:
     faces = [face for photo in photos for face in photo.faces]
     for task, units in asked:
-        question = {"task": task, "action_units": units, "return_evidence": evidence}
-        answers = iter(pipe.forward(faces, **question, batch_size=batch_size))
+        answers = iter(pipe.forward(faces, task=task, action_units=units, batch_size=batch_size, **how))
         for photo in photos:
             photo.answers.append(pipe.postprocess(photo.faces, [next(answers) for _ in photo.faces], task))
     return photos

@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
     if not output:
         return 1 if _print_all(pipe, inputs, asked, chosen, arguments) else 0
 
-    about = provenance(pipe, arguments.detector)
+    about = provenance(pipe, arguments.detector) | {"read-out": arguments.readout}
     settings = {"asked": [[task, [unit.line() for unit in units]] for task, units in asked], "fps": arguments.fps}
     settings |= {"max faces": arguments.max_faces} | {name: text for name, text in about.items() if name != "date"}
     if arguments.smooth:
@@ -101,14 +101,16 @@ def _smooth(rows: Iterator[dict], asked: list[Question], arguments: Namespace) -
     return smoothed(rows, asked, arguments.smooth) if arguments.smooth else rows
 
 
-def _search(arguments: Namespace) -> dict:
-    return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size")}
+def _settings(arguments: Namespace) -> dict:
+    return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size", "readout")}
 
 
 def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:
     """Show every photograph on standard output as it comes; how many failed."""
     failed = 0
-    with closing(recognize(pipe, inputs, asked, evidence=arguments.evidence or False, **_search(arguments))) as photos:
+    with closing(
+        recognize(pipe, inputs, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
+    ) as photos:
         for photo in photos:
             _save_overlay(photo, arguments.overlay, inputs)
             failed += bool(photo.error)
@@ -132,7 +134,7 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: list
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
             found = {}
-            some = recognize(pipe, group, asked, evidence=arguments.evidence or False, **_search(arguments))
+            some = recognize(pipe, group, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
             with closing(some) as answered:
                 for photo in answered:
                     _save_overlay(photo, arguments.overlay, inputs)
@@ -148,7 +150,7 @@ def _do_video(journal: Journal, pipe, name: str, asked: list[Question], argument
 
     try:
         video, earlier = Video.open(name), journal.rows([name])
-        some = recognize_video(pipe, video, asked, arguments.fps, earlier, **_search(arguments))
+        some = recognize_video(pipe, video, asked, arguments.fps, earlier, **_settings(arguments))
         with closing(some), _video_bar(video, arguments.fps) as bar:
             bar.update(len({row["frame"] for row in journal.rows([name])}))
             for found in some:

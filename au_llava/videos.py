@@ -110,7 +110,7 @@ def recognize_video(
     per_second: float | None = None,
     earlier: Iterable[dict] = (),
     group: int = GROUP,
-    **search,
+    **settings,
 ) -> Generator[list[dict], None, None]:
     """The rows of a video, some frames at a time.
 
@@ -118,7 +118,7 @@ def recognize_video(
         per_second (`float`, *optional*): Look at so many frames of each second; all by default.
         earlier (`Iterable[dict]`): Groups of an earlier run, which are not given again; the work goes on after them.
         group (`int`, defaults to 64): How many frames.
-        search: `detector`, `max_faces`, `batch_size` of [`recognize`].
+        settings: `detector`, `max_faces`, `batch_size`, `readout` of [`recognize`].
 
     Raises:
         ValueError: The video ends before its time; the rows until there have been given.
@@ -133,7 +133,7 @@ def recognize_video(
     ready: list[dict] | None = None
     while ready != []:  # batches start anew with each group, so that a job that goes on makes the same batches
         ready = []
-        some = recognize(pipe, islice(frames, group), asked, opened=lambda frame: frame.image, **search)
+        some = recognize(pipe, islice(frames, group), asked, opened=lambda frame: frame.image, **settings)
         with closing(some):
             for photo in some:
                 seen = photo.source.number

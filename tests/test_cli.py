@@ -107,6 +107,18 @@ def test_all_formats_hold_what_the_pipeline_answers(au, folder, photos):
             assert line[f"{code}_intensity_level_expected"] == pytest.approx(unit["expected_value"], abs=1e-4)
 
 
+def test_answers_in_one_pass(au, folder, photos):
+    assert au("recognize", photos[0], "--task", "intensity", "--readout", "parallel", "--output", "t.jsonl")[0] == 0
+    [line] = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
+    answers = {}
+    for readout in ("exact", "parallel"):
+        [face] = load_pipeline(folder)(photos[0], task="intensity", detector="none", readout=readout)
+        answers[readout] = [unit["expected_value"] for unit in face["action_units"].values()]
+    means = [line[f"FEAFA{number}_intensity_expected"] for number in range(1, 25)]
+    assert means == pytest.approx(answers["parallel"], abs=1e-4) and means != pytest.approx(answers["exact"], abs=1e-4)
+    assert json.loads(Path("t.jsonl.columns.json").read_text())["produced by"]["read-out"] == "parallel"
+
+
 def test_every_column_is_described(au, photos):
     au("recognize", photos[0], "--task", "all", "--output", "t.parquet")
     told = json.loads(Path("t.parquet.columns.json").read_text())

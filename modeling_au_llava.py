@@ -129,7 +129,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             tokenizer (*optional*): The language model's tokenizer; loaded from `language` if that is a name. The token
                 `<image>` is added to it, and the embeddings grow if it needs a row that is not there.
             gguf_file (`str`, *optional*): The GGUF file inside the folder `language`.
-            kwargs: Go to both `from_pretrained` calls: `dtype`, `revision`, `attn_implementation` and so on.
+            kwargs: Go to both `from_pretrained` calls: `dtype`, `attn_implementation`, `trust_remote_code` and so on.
 
         Returns:
             [`AuLlavaForConditionalGeneration`]; its processor comes from [`AuLlavaProcessor.from_backbones`].
@@ -144,8 +144,9 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         >>> model.config.image_token_id, model.get_input_embeddings().num_embeddings
         (99, 100)
         """
+        trust = {"trust_remote_code": kwargs.get("trust_remote_code")}
         if isinstance(vision, str):
-            vision_config = AutoConfig.from_pretrained(vision)
+            vision_config = AutoConfig.from_pretrained(vision, **trust)
             if "vision_config" in vision_config.sub_configs:
                 vision_config = vision_config.vision_config  # CLIP or SigLIP: only the image side is wanted
             vision_tower = AutoModel.from_pretrained(vision, config=vision_config, **kwargs)
@@ -153,7 +154,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             vision_tower = AutoModel.from_config(vision, **kwargs)
         if isinstance(language, str):
             language_model = AutoModelForCausalLM.from_pretrained(language, gguf_file=gguf_file, **kwargs)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **trust)
         else:
             language_model = AutoModelForCausalLM.from_config(language, **kwargs)
         vocabulary = language_model.config.vocab_size

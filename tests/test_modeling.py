@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -112,6 +113,28 @@ def test_from_backbones_takes_folders_and_keeps_their_weights(tmp_path, tokenize
     torch.testing.assert_close(model(input_ids=words).logits, language(input_ids=words).logits)
     pixels = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(model.model.vision_tower(pixels).last_hidden_state, encoder(pixels).last_hidden_state)
+
+
+OWN_ENCODER = """
+from transformers import Dinov2Config, Dinov2Model
+
+class OwnConfig(Dinov2Config):
+    model_type = "own_encoder"
+
+class OwnModel(Dinov2Model):
+    config_class = OwnConfig
+"""
+
+
+def test_from_backbones_takes_an_encoder_with_code_of_its_own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_ENCODER)
+    Dinov2Model(Dinov2Config(**VISION, **SQUARE)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own_encoder", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    language = LlamaConfig(**TEXT)
+    model = AuLlavaForConditionalGeneration.from_backbones(str(tmp_path), language, trust_remote_code=True)
+    assert type(model.model.vision_tower).__name__ == "OwnModel"
 
 
 def test_the_image_token_gets_a_row_of_its_own():

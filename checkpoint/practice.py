@@ -28,7 +28,7 @@ from checkpoint.questions import LISTS, Question, open_model, read_labels, train
 
 # Places in LISTS. The answer about FEAFA's units is four times as long as the others and the hardest to learn.
 ROUND = (2, 0, 2, 1, 3)
-SPREAD, FORMAT, ERROR = 0.05, 0.1, 1.0  # soft digits, weight of brackets and commas, of the error of values
+SPREAD, FORMAT, ERROR = 0.05, 0.3, 1.0  # soft digits, weight of brackets and commas, of the error of values
 NEUTRAL = 0.25  # share of neutral drafts
 
 

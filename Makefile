@@ -60,7 +60,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The default checkpoint from nothing. Every stage resumes where it was stopped. About five hours on two cores.
+# The default checkpoint from nothing. Every stage resumes where it was stopped. About six hours on two cores.
 checkpoint: $(VENV)/installed
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split train --limit $(RENDERS)
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split validation --limit 1000

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
+from checkpoint.pretrain import fast_in_bfloat16
 from evaluation.data import EvaluationSet
 from evaluation.scores import is_detection
 
@@ -73,7 +74,9 @@ def tune(
         images, labels = augmented(train, rows, generator)
         labels = labels.to(device)
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        said = head(mean_features(model, pixels))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+            features = mean_features(model, pixels)
+        said = head(features)
         losses = []
         for task, own in columns.items():
             guess, wanted = said[:, own], labels[:, own]

@@ -39,7 +39,7 @@ class AuLlavaProcessor(LlavaProcessor):
     >>> processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
     >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="intensity_level", action_units="disfa")
     >>> inputs["pixel_values"].shape
-    torch.Size([1, 3, 128, 128])
+    torch.Size([1, 3, 160, 160])
     """
 
     def __init__(

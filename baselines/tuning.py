@@ -57,7 +57,7 @@ def tune(
     """
     torch.manual_seed(seed)
     device = model.device
-    model.model.vision_tower.requires_grad_(True).train()
+    model.model.vision_tower.requires_grad_(True).train().to(memory_format=torch.channels_last)
     tasks = [task for task, values in train.labels.items() for _ in range(values.shape[1])]
     spread = np.concatenate([np.ma.masked_invalid(v).std(0).filled(1.0) for v in train.labels.values()])
     spread = torch.tensor(spread).float().clamp(min=1e-3).to(device)

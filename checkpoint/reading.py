@@ -194,16 +194,23 @@ def fit_head(
         given.append(model.model.language_model.norm(places).detach().flatten(0, 2))
         wanted.append(table[own[:FEW]][:, :, free].flatten(0, 2))
     weight = model.lm_head.weight[letters].detach().clone().requires_grad_()
-    optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0)
     # Each task counts the same, however many digits its answers have.
     shares = torch.cat([torch.full((len(part),), 1 / len(part)) for part in given]) / len(given)
     inputs, targets = torch.cat(given), torch.cat(wanted)
-    for step in tqdm(range(150), desc="fitting the output head"):
-        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 150)
-        loss = -(targets * (inputs @ weight.T).log_softmax(-1)).sum(-1) @ shares
+    # Until nothing is left to gain: rare units are what is fitted last.
+    optimizer = torch.optim.LBFGS([weight], max_iter=400, history_size=20, line_search_fn="strong_wolfe")
+    bar = tqdm(desc="fitting the output head", unit="pass")
+
+    def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        value = -(targets * (inputs @ weight.T).log_softmax(-1)).sum(-1) @ shares + 1e-5 * weight.pow(2).sum()
+        value.backward()
+        bar.set_postfix(loss=f"{value.item():.4f}")
+        bar.update()
+        return value
+
+    optimizer.step(loss)
+    bar.close()
     with torch.no_grad():
         model.lm_head.weight[letters] = weight
 

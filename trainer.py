@@ -21,6 +21,7 @@ from trl import SFTTrainer
 
 from .action_units import get_task
 from .datasets_scripts.collator import QuestionCollator, QuestionSampler
+from .modeling_au_llava import AuLlavaForConditionalGeneration
 from .processing_au_llava import AuLlavaProcessor
 
 
@@ -85,6 +86,21 @@ class AuLlavaTrainer(SFTTrainer):
                 "goes on from the last checkpoint, which is sound."
             )
         return loss
+
+    # `Trainer` would load a full checkpoint by the names in memory, and pass over in silence all weights that are stored
+    # under others: those of DINOv2's self-attention.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            restore(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            restore(self.model, str(self.state.best_model_checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -195,6 +211,19 @@ def scores(answers: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -
         found[f"{task}_{'f1' if detection else 'mae'}"] = round(mean, 4)
         parts.append(mean if detection else 1 - mean / (high - low))
     return found | {"score": round(float(np.mean(parts)), 4)}
+
+
+def restore(model: AuLlavaForConditionalGeneration, folder: str) -> None:
+    """Give a model that is being trained in full the weights of a checkpoint, all of them.
+
+    Args:
+        model ([`AuLlavaForConditionalGeneration`]): Keeps its own precision.
+        folder (`str`): What `save_pretrained` wrote.
+
+    Raises:
+        RuntimeError: The checkpoint is of a model of another shape.
+    """
+    model.load_state_dict(AuLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:

@@ -191,9 +191,10 @@ class Stop(TrainerCallback):
 def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
     """With all that is drawn: augmentation, order and parts of the questions, dropout; in the second epoch."""
     chance = ("--shuffle", "--subset", 0.5, "--lora_dropout", 0.2, "--limit", 8, "--eval_strategy", "no", *options)
-    whole = losses(run(*chance, "--held_out", 0, "--save_steps", 8))
+    folder = run(*chance, "--held_out", 0, "--save_steps", 8)
+    whole, weights = losses(folder), load_file(next(folder.glob("*model.safetensors")))
     assert len(whole) == 8
-    (folder := Path(sys.argv[2]).parent / "run").rename(folder.parent / "whole")
+    folder.rename(folder.parent / "whole")
 
     create = train_sft.AnswerTrainer.__init__
 
@@ -209,6 +210,21 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
     resumed = losses(run(*chance, "--held_out", 0, "--save_steps", 8, "--resume"))
     assert resumed.keys() == whole.keys()
     assert [round(value, 4) for value in resumed.values()] == [round(value, 4) for value in whole.values()]
+    # A loss hardly tells of weights that were not restored; the weights do.
+    torch.testing.assert_close(load_file(next(folder.glob("*model.safetensors"))), weights, atol=1e-5, rtol=0)
+
+
+def test_the_best_checkpoint_of_a_full_training_comes_back_whole(run):
+    """The answers of tiny weights score alike, so the first checkpoint is the best, and eight steps lie behind it."""
+    best = ("--load_best_model_at_end", "--metric_for_best_model", "score", "--learning_rate", 1e-4, "--max_steps", 8)
+    folder = run("--lora", "null", *best)
+    state = json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())
+    chosen = Path(state["best_model_checkpoint"])
+    assert chosen.name != "checkpoint-8"
+    kept, last = (load_file(place / "model.safetensors") for place in (chosen, folder / "checkpoint-8"))
+    ended = load_file(folder / "model.safetensors")
+    assert all(torch.equal(ended[name], weight) for name, weight in kept.items())
+    assert any("attention.attention.query" in name and not torch.equal(last[name], kept[name]) for name in kept)
 
 
 def test_a_half_written_checkpoint_is_never_picked_up(tmp_path):

@@ -27,8 +27,8 @@ from checkpoint.questions import LISTS, Question, open_model, read_labels, train
 
 
 # Places in LISTS. The answer about FEAFA's units is four times as long as the others and the hardest to learn.
-ROUND = (2, 0, 2, 1, 3)
-SPREAD, FORMAT, ERROR = 0.05, 0.3, 1.0  # soft digits, weight of brackets and commas, of the error of values
+ROUND = (2, 0, 1, 2, 0, 3)
+SPREAD, ERROR = 0.05, 1.0  # soft digits, and the weight of the error of values
 NEUTRAL = 0.25  # share of neutral drafts
 
 
@@ -56,27 +56,52 @@ def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[to
     return torch.stack(tokens), torch.stack(flipped)
 
 
-def answer_loss(
-    question: Question, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, spread: torch.Tensor
+def spread_of(question: Question, labels: torch.Tensor) -> torch.Tensor:
+    """Each unit's standard deviation `(units,)`, in which [`value_loss`] counts its error.
+
+    So rare units teach as much as frequent ones, which cross entropy alone does not let them.
+    """
+    return question.grammar.values[labels].std(0).clamp(min=1e-2)
+
+
+def value_loss(
+    question: Question, said: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, spread: torch.Tensor
 ) -> torch.Tensor:
-    """Cross entropy of the digits, softened, and of the tokens between them; and the error of what they mean.
+    """Cross entropy of the digits, softened; and the error of what they mean.
+
+    Args:
+        said (`torch.Tensor` of shape `(rows, units, digits, vocabulary)`): Log-probabilities at the free digits.
+        labels (`torch.LongTensor` of shape `(rows, units)`): From [`Question.labels`].
+        table (`torch.Tensor` of shape `(values, width, candidates)`): From [`soft_digits_table`].
+        spread (`torch.Tensor` of shape `(units,)`): From [`spread_of`].
+    """
+    letters = said[..., question.letters]
+    digits = -(table[labels][:, :, question.grammar.free()] * letters).sum(-1).mean()
+    expected = (letters.exp() * question.worth).sum((-2, -1))
+    return digits + ERROR * ((expected - question.grammar.values[labels]) / spread).pow(2).mean()
+
+
+def answer_loss(
+    question: Question,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    table: torch.Tensor,
+    spread: torch.Tensor,
+    format_weight: float,
+) -> torch.Tensor:
+    """[`value_loss`], and the cross entropy of the tokens between the digits.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, length, vocabulary)`): Each place's prediction of the same place.
-        labels (`torch.LongTensor` of shape `(rows, units)`): From [`Question.labels`].
-        table (`torch.Tensor` of shape `(values, width, candidates)`): From [`soft_digits_table`].
-        spread (`torch.Tensor` of shape `(units,)`): Each unit's standard deviation, in which its error is counted: so
-            rare units teach as much as frequent ones, which cross entropy alone does not let them.
+        labels, table, spread: As for [`value_loss`].
+        format_weight (`float`): How much brackets, commas and points count beside the digits.
     """
-    said, free = logits.float().log_softmax(-1), question.grammar.free()
-    wanted, letters = table[labels][:, :, free], said[:, question.digits][..., question.letters]
-    digits = -(wanted * letters).sum(-1).mean()
-    expected = (letters.exp() * question.worth).sum((-2, -1))
-    error = ((expected - question.grammar.values[labels]) / spread).pow(2).mean()
+    said = logits.float().log_softmax(-1)
     between = torch.ones(said.shape[1], dtype=torch.bool)
     between[question.digits.flatten()] = False
     fixed = question.grammar.template()[between].expand(len(said), -1)
-    return digits + ERROR * error + FORMAT * nn.functional.nll_loss(said[:, between].transpose(1, 2), fixed)
+    format_loss = nn.functional.nll_loss(said[:, between].transpose(1, 2), fixed)
+    return value_loss(question, said[:, question.digits], labels, table, spread) + format_weight * format_loss
 
 
 def practise(
@@ -99,8 +124,7 @@ def practise(
     labels = [question.labels(rows) for question in questions]
     mirrored = [question.mirrored() for question in questions]
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
-    known = zip(questions, labels, strict=True)
-    spreads = [question.grammar.values[own].std(0).clamp(min=1e-2) for question, own in known]
+    spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     first = 0
@@ -116,7 +140,7 @@ def practise(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
             output = question.put(language, projector(image.float()), seen)
             logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
-        return answer_loss(question, logits, wanted, tables[asked], spreads[asked])
+        return answer_loss(question, logits, wanted, tables[asked], spreads[asked], args.format_weight)
 
     losses: list[list[float]] = [[] for _ in questions]
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
@@ -160,7 +184,8 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=2, help="of each face")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--format_weight", type=float, default=1.0, help="of brackets, commas and points")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -187,7 +212,10 @@ def main() -> None:
         encode(model.model.vision_tower, torch.zeros(1, 3, SIZE, SIZE))
     encoding = counter.get_total_flops() * flipped.numel()
     # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
-    (output / "cost.json").write_text(json.dumps({"practice": practice, "encoding": encoding}) + "\n")
+    cost = json.loads((Path(args.model) / "cost.json").read_text())
+    for name, count in (("practice", practice), ("encoding", encoding)):
+        cost[name] = cost.get(name, 0) + count
+    (output / "cost.json").write_text(json.dumps(cost) + "\n")
     processor.trained_lists = trained_lists()
     model.save_pretrained(output)
     processor.save_pretrained(output)

@@ -6,9 +6,10 @@ the image says. One more layer is therefore started from linear fits, so that it
 
 - one attention head looks at the image alone and brings along an estimate of every unit;
 - in the layer's gated MLP, one neuron for each unit and place opens only there, and lets this unit's estimate through;
-- what comes through is written in a direction of its own, from which the output head is fitted to read digits.
+- what comes through is written in a direction of its own.
 
-All of it goes on learning afterwards.
+Then this layer's MLP and the output head learn to make digits of it. What reaches them is computed once, so that a
+pass over thousands of faces takes seconds. All of it goes on learning afterwards.
 
     python -m checkpoint.reading --model runs/second --data_dir data/synthetic --output_dir runs/reading
 
@@ -17,26 +18,30 @@ and the projector is fitted anew, so that the language model meets image tokens 
 """
 
 import argparse
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import AutoModel, BitImageProcessorPil, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
-from checkpoint.practice import SPREAD, encode
-from checkpoint.pretrain import SIZE, middle, read_shards
+from checkpoint.practice import SPREAD, encode, spread_of, value_loss
+from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, training_shards
 
 
 OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
 LOOK = 5.5  # log of how much more an image token is looked at than a word
-FEW = 1000  # faces whose states in the language model are looked at
+FEW = 1000  # faces whose states in the language model the layer is started from
+MANY = 5000  # faces whose states its MLP learns from
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
 
@@ -65,20 +70,25 @@ def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None
 
 @torch.no_grad()
 def states(
-    model: AuLlavaForConditionalGeneration, question: Question, tokens: torch.Tensor, labels: torch.Tensor
+    model: AuLlavaForConditionalGeneration,
+    question: Question,
+    tokens: torch.Tensor,
+    labels: torch.Tensor,
+    norm: nn.Module,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What leaves the last layer, before the final norm, for neutral drafts and for right answers.
+    """What enters one of the language model's norms, for neutral drafts and for right answers.
 
     Args:
         tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): From the encoder.
         labels (`torch.LongTensor` of shape `(pictures, units)`): From [`Question.labels`].
+        norm (`nn.Module`): Before it stands what is looked at.
 
     Yields:
         For some pictures at a time: states of image tokens `(pictures, tokens, width)`, of words `(words, width)`, and
         of the places that predict each free digit of each unit `(pictures, units, digits, width)`.
     """
     language, found = model.model.language_model, []
-    hook = language.layers[-1].register_forward_hook(lambda module, given, output: found.append(output))
+    hook = norm.register_forward_pre_hook(lambda module, given: found.append(given[0].float()))
     neutral = question.grammar.neutral_draft()
     for start in range(0, len(tokens), 50):
         part, wanted = tokens[start : start + 50].float(), labels[start : start + 50]
@@ -103,7 +113,7 @@ def fit(given: torch.Tensor, wanted: torch.Tensor, strength: float = 1e-3) -> to
 def append_reader(
     model: AuLlavaForConditionalGeneration, questions: list[Question], tokens: torch.Tensor, labels: list[torch.Tensor]
 ) -> None:
-    """Append the layer. The answers stay as they are until the output head is fitted to it.
+    """Append the layer. The answers stay as they are until [`train_reader`] is done.
 
     Args:
         tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): What the encoder sees of some faces.
@@ -118,7 +128,8 @@ def append_reader(
     few = tokens[:FEW]
     looks, words, seen, at, estimates, neurons = [], [], [], [], [], []
     for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
-        parts = tqdm(states(model, question, few, wanted), desc=question.name, total=math.ceil(len(few) / 50))
+        reached = states(model, question, few, wanted, language.norm)
+        parts = tqdm(reached, desc=question.name, total=math.ceil(len(few) / 50))
         image, text, places = (list(column) for column in zip(*parts, strict=True))
         seen.append(torch.cat([rms_norm(part, (width,)).mean(1) for part in image]))
         looks.append(torch.cat(image[:4]).flatten(0, 1))
@@ -127,9 +138,7 @@ def append_reader(
         values = question.grammar.values[wanted]
         standard = (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
         estimates.append(fit(projected, standard) @ fit(seen[-1], projected[: len(few)], 1e-5))
-        # A hundredth says nothing that the tenth does not say better.
-        kinds = max(1, at[-1].shape[2] - 1)
-        neurons += [(number, unit, digit) for unit in range(len(question.units)) for digit in range(kinds)]
+        neurons += [(number, unit, digit) for unit in range(len(question.units)) for digit in range(at[-1].shape[2])]
     read = torch.cat(estimates)
     ways = list(dict.fromkeys((number, digit) for number, _, digit in neurons))
     assert len(read) <= size and len(read) + len(ways) < width and len(neurons) <= config.intermediate_size
@@ -182,37 +191,56 @@ def append_reader(
     config.num_hidden_layers += 1
 
 
-def fit_head(
-    model: AuLlavaForConditionalGeneration, questions: list[Question], tokens: torch.Tensor, labels: list[torch.Tensor]
+def train_reader(
+    model: AuLlavaForConditionalGeneration,
+    questions: list[Question],
+    tokens: torch.Tensor,
+    labels: list[torch.Tensor],
+    epochs: int,
+    learning_rate: float = 4e-3,
 ) -> None:
-    """Fit the rows of the output head that write digits to what leaves the language model; nothing else changes."""
-    letters = torch.cat([question.grammar.value_tokens.flatten() for question in questions]).unique()
-    given, wanted = [], []
+    """Train the last layer's MLP and what comes after it; nothing else changes.
+
+    Args:
+        tokens, labels: As for [`append_reader`].
+        epochs (`int`): Passes over the faces.
+    """
+    language = model.model.language_model
+    layer, given = language.layers[-1], []
     for question, own in zip(questions, labels, strict=True):
-        table, free = soft_digits_table(question.grammar, letters, SPREAD), question.grammar.free()
-        places = torch.cat([part for _, _, part in states(model, question, tokens[:FEW], own)])
-        given.append(model.model.language_model.norm(places).detach().flatten(0, 2))
-        wanted.append(table[own[:FEW]][:, :, free].flatten(0, 2))
-    weight = model.lm_head.weight[letters].detach().clone().requires_grad_()
-    # Each task counts the same, however many digits its answers have.
-    shares = torch.cat([torch.full((len(part),), 1 / len(part)) for part in given]) / len(given)
-    inputs, targets = torch.cat(given), torch.cat(wanted)
-    # Until nothing is left to gain: rare units are what is fitted last.
-    optimizer = torch.optim.LBFGS([weight], max_iter=400, history_size=20, line_search_fn="strong_wolfe")
-    bar = tqdm(desc="fitting the output head", unit="pass")
-
-    def loss() -> torch.Tensor:
+        reached = states(model, question, tokens, own, layer.post_attention_layernorm)
+        parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / 50))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+            found = [places for _, _, places in parts]
+        given.append(torch.cat(found).half())
+    tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
+    spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
+    after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
+    optimizer = torch.optim.AdamW(after.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    batch = min(64, len(tokens))
+    per_epoch = len(tokens) // batch
+    steps = epochs * per_epoch
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    bar = tqdm(range(steps), desc="the last MLP", unit="step", mininterval=5)
+    for step in bar:
+        if step % per_epoch == 0:
+            order = torch.randperm(len(tokens)).split(batch)
+        rows = order[step % per_epoch]
         optimizer.zero_grad()
-        value = -(targets * (inputs @ weight.T).log_softmax(-1)).sum(-1) @ shares + 1e-5 * weight.pow(2).sum()
-        value.backward()
-        bar.set_postfix(loss=f"{value.item():.4f}")
-        bar.update()
-        return value
-
-    optimizer.step(loss)
-    bar.close()
-    with torch.no_grad():
-        model.lm_head.weight[letters] = weight
+        losses = []
+        for question, places, own, table, spread in zip(questions, given, labels, tables, spreads, strict=True):
+            here = places[rows].float()
+            said = model.lm_head(language.norm(here + layer.mlp(layer.post_attention_layernorm(here)))).log_softmax(-1)
+            losses.append(value_loss(question, said, own[rows], table, spread))
+        sum(losses).backward()
+        nn.utils.clip_grad_norm_(after.parameters(), 1.0)
+        optimizer.step()
+        warm.step()
+        falling.step()
+        if step % 20 == 0:
+            named = zip(questions, losses, strict=True)
+            bar.set_postfix({question.name: f"{loss.item():.3f}" for question, loss in named})
 
 
 def main() -> None:
@@ -222,6 +250,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int, help="faces to learn from")
+    parser.add_argument("--epochs", type=int, default=10, help="of the new layer's MLP, over some thousand faces")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -244,10 +273,13 @@ def main() -> None:
     tokens = torch.cat([encode(model.model.vision_tower, middle(part)) for part in parts])
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows[: len(tokens)]) for question in questions]
-    append_reader(model, questions, tokens, labels)
-    fit_head(model, questions, tokens, labels)
+    with FlopCounterMode(display=False) as counter:
+        append_reader(model, questions, tokens, labels)
+        train_reader(model, questions, tokens[:MANY], [own[:MANY] for own in labels], args.epochs)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
+    # In floating-point operations; what comes next adds its own.
+    (Path(args.output_dir) / "cost.json").write_text(json.dumps({"reading": counter.get_total_flops()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class AuLlavaTrainer(SFTTrainer):
             )
         return loss
 
-    # `Trainer` would load a full checkpoint by the names in memory, and pass over in silence all weights that are stored
-    # under others: those of DINOv2's self-attention.
+    # `Trainer` would load a full checkpoint by the names in memory, and pass over in silence all weights that are
+    # stored under others: those of DINOv2's self-attention.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:

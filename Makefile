@@ -72,7 +72,7 @@ checkpoint: $(VENV)/installed
 	$(RUN) -m checkpoint.reading --model runs/second --data_dir $(DATA) --output_dir runs/reading
 	$(RUN) -m checkpoint.practice --model runs/reading --data_dir $(DATA) --output_dir runs/practice
 	$(RUN) -m checkpoint.publish --model runs/practice --output_dir .
-	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 1.2e14 \
+	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 1.5e14 \
 		--calibrate --output runs/linear_head
 	$(RUN) evaluate_au.py --model . --dataset synthetic --validation_dir $(DATA) --calibrate --beside runs/linear_head \
 		--formats 64 --robustness 30 --update_card --output runs/evaluation

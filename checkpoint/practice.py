@@ -191,6 +191,7 @@ def main() -> None:
 
     set_seed(args.seed)
     model, processor = open_model(args.model)
+    cost = json.loads((Path(args.model) / "cost.json").read_text())
     files = training_shards(args.data_dir)
     rows = read_labels(files)
     output = Path(args.output_dir)
@@ -212,7 +213,6 @@ def main() -> None:
         encode(model.model.vision_tower, torch.zeros(1, 3, SIZE, SIZE))
     encoding = counter.get_total_flops() * flipped.numel()
     # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
-    cost = json.loads((Path(args.model) / "cost.json").read_text())
     for name, count in (("practice", practice), ("encoding", encoding)):
         cost[name] = cost.get(name, 0) + count
     (output / "cost.json").write_text(json.dumps(cost) + "\n")

@@ -215,7 +215,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
 
 
 def test_the_best_checkpoint_of_a_full_training_comes_back_whole(run):
-    """The answers of tiny weights score alike, so the first checkpoint is the best, and eight steps lie behind it."""
+    """The answers of tiny weights score alike, so the first checkpoint is the best, and more steps follow it."""
     best = ("--load_best_model_at_end", "--metric_for_best_model", "score", "--learning_rate", 1e-4, "--max_steps", 8)
     folder = run("--lora", "null", *best)
     state = json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())

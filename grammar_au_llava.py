@@ -102,8 +102,8 @@ class ValueReader:
         possible = torch.ones(*read[0].shape[:2], len(self.tokens), dtype=torch.bool, device=logits.device)
         chosen = []
         for scores, alphabet, letter in zip(read, self.alphabets, self.letters, strict=True):
-            allowed = torch.zeros_like(scores, dtype=torch.bool)
-            allowed = allowed.scatter_reduce(2, letter.expand_as(possible), possible, "amax")
+            allowed = torch.zeros_like(scores, dtype=torch.uint8)  # scatters of booleans are for the CPU only
+            allowed = allowed.scatter_reduce(2, letter.expand_as(possible), possible.byte(), "amax").bool()
             best = scores.masked_fill(~allowed, -torch.inf).argmax(-1)
             chosen.append(alphabet[best])
             possible = possible & (letter == best[..., None])

@@ -28,6 +28,17 @@ def test_recognition_equals_constrained_greedy_generation(model, processor, task
     assert answer.forwards <= grammar.count * grammar.width + 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("readout", ["exact", "parallel"])
+@pytest.mark.parametrize("task", TASKS)
+def test_recognition_on_a_gpu_equals_that_on_the_processor(model, processor, task, readout):
+    """Not every operation of the processor exists on a GPU: a scatter of booleans does not."""
+    grammar, inputs = processor.grammar(task, "bp4d"), inputs_for(processor, task, "bp4d")
+    wanted = model.recognize(**inputs, grammar=grammar, readout=readout)
+    found = copy.deepcopy(model).cuda().recognize(**inputs.to("cuda"), grammar=grammar, readout=readout)
+    torch.testing.assert_close(found.distributions.cpu(), wanted.distributions, atol=1e-3, rtol=0)
+
+
 def test_answers_vary_so_that_the_comparison_means_something(model, processor):
     grammar = processor.grammar("intensity", "feafa")
     answer = model.recognize(**inputs_for(processor, "intensity", "feafa", count=4), grammar=grammar)

@@ -1,5 +1,6 @@
 """The synthetic faces: exact labels, exact alignment, and files that do not depend on how they were made."""
 
+import dataclasses
 import io
 import shutil
 
@@ -27,6 +28,7 @@ from au_llava.datasets_scripts.synthetic_faces.mesh import load_head
 from au_llava.datasets_scripts.synthetic_faces.renderer import pose_mesh, render
 from au_llava.datasets_scripts.synthetic_faces.sampler import (
     EXCLUSIONS,
+    draw_parts,
     expression_of,
     identity_of,
     render_sample,
@@ -86,6 +88,28 @@ def test_bad_arguments_are_named():
         render_sample(0, "dev")
     with pytest.raises(ValueError, match="Image 4000 of split 'test': it has images 0 to 3999"):
         render_sample(4000, "test")
+
+
+def test_another_make_looks_and_moves_otherwise_with_the_same_labels():
+    usual, other = render_sample(3, "test"), render_sample(3, "test", varied=1.0)
+    assert other.activations == usual.activations and other.facs == usual.facs and other.feafa == usual.feafa
+    assert (other.rendering.image != usual.rendering.image).any()
+    assert (other.rendering.image == render_sample(3, "test", varied=1.0).rendering.image).all()
+    assert (other.identity.vertices == usual.identity.vertices).all()
+    # Lids meet as they did, since a half-open eye would be no closed one; a chin drops by another way.
+    head = load_head()
+    shut, gaping = {"eye_close_left": 1.0, "eye_close_right": 1.0}, {"jaw_drop": 1.0}
+    person, plain = other.identity, dataclasses.replace(other.identity, sculpt=None)
+    lids = head.landmarks[[37, 38, 40, 41, 43, 44, 46, 47]]
+    np.testing.assert_allclose(pose_mesh(person, shut)[lids], pose_mesh(plain, shut)[lids], atol=0.003)
+    chin = head.landmarks[8]
+    assert np.abs(pose_mesh(person, gaping)[chin] - pose_mesh(plain, gaping)[chin]).max() > 0.01
+
+
+def test_a_share_of_another_make():
+    scenes = [draw_parts(index, "train", varied=0.5).scene for index in range(12)]
+    usual = [draw_parts(index, "train").scene for index in range(12)]
+    assert 2 <= sum(one.contrast != other.contrast for one, other in zip(scenes, usual, strict=True)) <= 10
 
 
 def test_standard_split_has_disjoint_people():
@@ -231,6 +255,10 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     assert resumed[0].stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="other settings .seed.*empty --output_dir"):
         write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, seed=1)
+    with pytest.raises(ValueError, match="other settings .varied.*empty --output_dir"):
+        write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, varied=0.5)
+    with pytest.raises(ValueError, match="varied is 2"):
+        write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, varied=2)
 
 
 def test_command(tmp_path, capsys):

@@ -17,15 +17,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first images of each split, for a quick look")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--images_per_shard", type=int, default=250, help="images in one file (default: 250)")
+    parser.add_argument("--seed", type=int, help="of people and pictures (default: that of the standard split)")
+    parser.add_argument("--varied", type=float, default=0.0,
+                        help="share of images of another make, for training (default: 0)")  # fmt: skip
     options = parser.parse_args(arguments)
     # One thread a process: the arrays are small, and several processes already fill the cores. To be set before numpy
     # loads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from .writer import summary, write_split
+    from .writer import SEED, summary, write_split
 
     for split in options.split or ["train", "validation", "test"]:
         try:
-            paths = write_split(options.output_dir, split, options.limit, options.workers, options.images_per_shard)
+            paths = write_split(
+                options.output_dir,
+                split,
+                options.limit,
+                options.workers,
+                options.images_per_shard,
+                SEED if options.seed is None else options.seed,
+                options.varied,
+            )
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

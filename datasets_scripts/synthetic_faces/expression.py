@@ -137,18 +137,22 @@ def targets(activations: dict[str, float], style: dict[str, dict[str, float]]) -
     return weights
 
 
-def personal_style(rng) -> dict[str, dict[str, float]]:
+def personal_style(rng, spread: float = 1.0) -> dict[str, dict[str, float]]:
     """How one person performs each action: an own amplitude, an own share of each target and a trace of neighbours.
 
     Without this, one fixed displacement would stand for each label, and a model would learn just that displacement.
+    `spread` says how much persons differ, as a multiple of the usual.
     """
     style = {}
     for base in (*SIDED, *BILATERAL):
-        gain = float(np.clip(np.exp(rng.normal(0, 0.15)), 0.7, 1.3))
-        recipe = {target: weight * gain * float(rng.uniform(0.8, 1.2)) for target, weight in RECIPES[base].items()}
+        gain = float(np.clip(np.exp(rng.normal(0, 0.15 * spread)), 0.7**spread, 1.3**spread))
+        recipe = {
+            target: weight * gain * float(rng.uniform(1 - 0.2 * spread, 1 + 0.2 * spread))
+            for target, weight in RECIPES[base].items()
+        }
         neighbours = NEIGHBOURS.get(PART_OF_ACTION.get(base, ""), ())
         for target in rng.permutation(len(neighbours))[:2]:
-            recipe.setdefault(neighbours[target], float(rng.normal(0, 0.07)))
+            recipe.setdefault(neighbours[target], float(rng.normal(0, 0.07 * spread)))
         if base == "eye_close":  # lids that do not meet would be no closed eye
             recipe = dict(RECIPES[base])
         for side in ("left", "right"):

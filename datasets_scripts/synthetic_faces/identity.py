@@ -34,6 +34,7 @@ class Identity:
         wrinkling (`np.ndarray`): own strength of every furrow; `age_lines` what shows of them at rest.
         shell, frame, lenses (`tuple` or `None`): meshes of [`accessories`].
         style (`dict`): see [`expression.personal_style`].
+        sculpt (`np.ndarray` or `None`): (V, 3) how much further than usual each vertex moves in each direction.
     """
 
     vertices: np.ndarray
@@ -54,6 +55,7 @@ class Identity:
     frame: tuple | None
     lenses: tuple | None
     style: dict[str, dict[str, float]]
+    sculpt: np.ndarray | None = None
 
     @property
     def skin_group(self) -> str:

@@ -322,6 +322,8 @@ def pose_mesh(identity: Identity, activations: dict[str, float], gaze: tuple[flo
                 head.add(vertices, target.replace("~", race), share * weight)
         else:
             head.add(vertices, target, weight)
+    if identity.sculpt is not None:
+        vertices = identity.vertices + identity.sculpt * (vertices - identity.vertices)
     return head.smooth(vertices)
 
 

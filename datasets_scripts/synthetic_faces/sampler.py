@@ -10,6 +10,7 @@ from .identity import Identity, draw_identity
 from .layout import IDENTITIES, SPLIT_CODES, split_size
 from .renderer import Rendering, render
 from .scene import Scene, draw_scene
+from .variation import another_make
 
 
 SEED = 2019
@@ -207,16 +208,17 @@ def expression_of(index: int, split: str, seed: int = SEED) -> dict[str, float]:
 def _image_generators(index: int, split: str, seed: int) -> list[np.random.Generator]:
     """Generators of an image's expression, scene and noise, so that a change to one does not disturb the others."""
     take, person = divmod(index, IDENTITIES[split])
-    return [_generator(seed, SPLIT_CODES[split], person, take + 1, part) for part in range(3)]
+    return [_generator(seed, SPLIT_CODES[split], person, take + 1, part) for part in range(4)]
 
 
-def draw_parts(index: int, split: str = "train", seed: int = SEED) -> Parts:
+def draw_parts(index: int, split: str = "train", seed: int = SEED, varied: float = 0.0) -> Parts:
     """What image `index` of a split is made of, so that one part of it can be changed before it is rendered.
 
     Args:
         index (`int`): 0 to [`split_size`] - 1.
         split (`str`): `train`, `validation` or `test`.
         seed (`int`): [`SEED`] for the standard split.
+        varied (`float`): Share of images, 0 to 1, of another make (see [`another_make`]); 0 for the standard split.
 
     Raises:
         ValueError: There is no such split or image.
@@ -225,14 +227,16 @@ def draw_parts(index: int, split: str = "train", seed: int = SEED) -> Parts:
         raise ValueError(f"Unknown split {split!r}; accepted: {', '.join(IDENTITIES)}.")
     if not 0 <= index < split_size(split):
         raise ValueError(f"Image {index} of split {split!r}: it has images 0 to {split_size(split) - 1}.")
-    for_expression, for_scene, for_noise = _image_generators(index, split, seed)
+    for_expression, for_scene, for_noise, for_make = _image_generators(index, split, seed)
     activations = sample_activations(for_expression)
     gaze = sample_gaze(for_expression)
-    identity = identity_of(index % IDENTITIES[split], split, seed)
-    return Parts(identity, activations, draw_scene(for_scene), for_noise, gaze)
+    identity, scene = identity_of(index % IDENTITIES[split], split, seed), draw_scene(for_scene)
+    if for_make.random() < varied:
+        identity, scene = another_make(for_make, identity, scene)
+    return Parts(identity, activations, scene, for_noise, gaze)
 
 
-def render_sample(index: int, split: str = "train", seed: int = SEED) -> Sample:
+def render_sample(index: int, split: str = "train", seed: int = SEED, varied: float = 0.0) -> Sample:
     """Draw image `index` of a split. The result depends on the arguments alone, which are those of [`draw_parts`].
 
     Raises:
@@ -244,7 +248,7 @@ def render_sample(index: int, split: str = "train", seed: int = SEED) -> Sample:
     >>> sample.rendering.image.shape, sample.identity_name
     ((224, 224, 3), 'test-00000')
     """
-    parts = draw_parts(index, split, seed)
+    parts = draw_parts(index, split, seed, varied)
     return Sample(
         rendering=render(*parts),
         activations=parts.activations,

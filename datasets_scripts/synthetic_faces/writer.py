@@ -43,9 +43,9 @@ def to_row(sample: Sample, index: int) -> dict:
     }
 
 
-def write_shard(path: Path, split: str, first: int, count: int, seed: int) -> int:
+def write_shard(path: Path, split: str, first: int, count: int, seed: int, varied: float) -> int:
     """Render images `first` to `first + count - 1` into one file, which appears only when it is whole."""
-    rows = [to_row(render_sample(index, split, seed), index) for index in range(first, first + count)]
+    rows = [to_row(render_sample(index, split, seed, varied), index) for index in range(first, first + count)]
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -63,6 +63,7 @@ def write_split(
     workers: int = 1,
     images_per_shard: int = IMAGES_PER_SHARD,
     seed: int = SEED,
+    varied: float = 0.0,
 ) -> list[Path]:
     """Write the first `limit` images of a split, leaving out shards that are already there.
 
@@ -73,12 +74,13 @@ def write_split(
         workers (`int`): Number of processes.
         images_per_shard (`int`): How many images a file holds.
         seed (`int`): [`sampler.SEED`] for the standard split.
+        varied (`float`): Share of images of another make, 0 to 1 (see `variation.py`); 0 for the standard split.
 
     Returns:
         `list[Path]`: the shards in order.
 
     Raises:
-        ValueError: Unknown split, a limit out of range, or a folder that another version or seed has written.
+        ValueError: Unknown split, a limit or share out of range, or a folder that another version or seed has written.
     """
     if split not in IDENTITIES:
         raise ValueError(f"Unknown split {split!r}; accepted: {', '.join(IDENTITIES)}.")
@@ -88,9 +90,11 @@ def write_split(
     for name, value in (("workers", workers), ("images_per_shard", images_per_shard)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
+    if not 0 <= varied <= 1:
+        raise ValueError(f"varied is {varied}; it is a share of the images, 0 to 1.")
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    _claim(output_dir, images_per_shard, seed)
+    _claim(output_dir, images_per_shard, seed, varied)
     jobs, paths, done = [], [], 0
     for first in range(0, limit, images_per_shard):
         path = output_dir / f"{split}-{first // images_per_shard:05d}.parquet"
@@ -99,7 +103,7 @@ def write_split(
         if path.exists() and pq.read_metadata(path).num_rows >= count:
             done += count
         else:
-            jobs.append((path, split, first, count, seed))
+            jobs.append((path, split, first, count, seed, varied))
     with tqdm(total=limit, initial=done, desc=f"rendering {split}", unit="image") as bar:
         for count in _run(jobs, workers):
             bar.update(count)
@@ -119,12 +123,13 @@ def _write_shard(job) -> int:
     return write_shard(*job)
 
 
-def _claim(output_dir: Path, images_per_shard: int, seed: int) -> None:
+def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float) -> None:
     """Write what the folder holds into `manifest.json`, or check that it holds the same."""
     path = output_dir / "manifest.json"
     manifest = {
         "version": VERSION,
         "seed": seed,
+        "varied": varied,
         "license": LICENSE,
         "images_per_shard": images_per_shard,
         "identities": IDENTITIES,
@@ -135,7 +140,7 @@ def _claim(output_dir: Path, images_per_shard: int, seed: int) -> None:
         "activations": list(ACTIONS),
     }
     if path.exists():
-        found = json.loads(path.read_text())
+        found = {"varied": 0.0} | json.loads(path.read_text())
         different = sorted(key for key in manifest if found.get(key) != manifest[key])
         if different:
             raise ValueError(

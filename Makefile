@@ -7,6 +7,7 @@ MODULES := action_units.py arguments.py configuration_au_llava.py modeling_au_ll
 	shared_prefix.py trainer.py adapters.py au_llava/*.py
 RENDERS ?= 23250
 DATA := data/synthetic
+OTHER := data/other
 
 .PHONY: demo test test-matrix lint format checkpoint clean
 
@@ -64,13 +65,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 checkpoint: $(VENV)/installed
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split train --limit $(RENDERS)
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split validation --limit 1000
-	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) --output_dir runs/encoder
+	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit 6000
+	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir runs/encoder
 	$(RUN) -m checkpoint.assemble --encoder runs/encoder --data_dir $(DATA) --output_dir runs/start
 	$(RUN) -m checkpoint.language --model runs/start --data_dir $(DATA) --output_dir runs/language
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model runs/checkpoint --output_dir runs/second --num_train_epochs 1.2 --seed 1
 	$(RUN) -m checkpoint.reading --model runs/second --data_dir $(DATA) --output_dir runs/reading
-	$(RUN) -m checkpoint.practice --model runs/reading --data_dir $(DATA) --output_dir runs/practice
+	$(RUN) -m checkpoint.practice --model runs/reading --data_dir $(DATA) $(OTHER) --output_dir runs/practice
 	$(RUN) -m checkpoint.publish --model runs/practice --output_dir .
 	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 1.5e14 \
 		--calibrate --output runs/linear_head

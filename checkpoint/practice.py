@@ -3,7 +3,7 @@
 `train_sft.py` encodes every picture anew in every step, and can train anything. Here the encoder stays as it is, so
 its image tokens of a few versions of each face are computed once, and all steps go to language model and projector:
 
-    python -m checkpoint.practice --model runs/reading --data_dir data/synthetic --output_dir runs/practice
+    python -m checkpoint.practice --model runs/reading --data_dir data/synthetic data/other --output_dir runs/practice
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
-from checkpoint.pretrain import SIZE, augment, fast_in_bfloat16, image_tokens, read_shards
+from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
 
 
@@ -39,7 +39,7 @@ def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the encoder sees of `count` augmented versions of each face.
+    """What the encoder sees of each face `count` times, as in use; each time half of the faces are mirrored.
 
     Returns:
         Image tokens `(versions, faces, tokens, width)` in 16 bits; and what is mirrored, `(versions, faces)`.
@@ -49,8 +49,11 @@ def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[to
     for version in range(count):
         generator, parts = torch.Generator().manual_seed(1000 * seed + version), []
         for start in tqdm(range(0, len(faces["images"]), 50), desc=f"encoding, {version + 1}/{count}", mininterval=5):
-            batch = augment({name: values[start : start + 50] for name, values in faces.items()}, generator)
-            parts.append((encode(encoder, batch["images"]), batch["flipped"]))
+            images = middle(faces["images"][start : start + 50])
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            parts.append(
+                (encode(encoder, torch.where(mirrored[:, None, None, None], images.flip(3), images)), mirrored)
+            )
         for whole, found in zip((tokens, flipped), zip(*parts, strict=True), strict=True):
             whole.append(torch.cat(found))
     return torch.stack(tokens), torch.stack(flipped)
@@ -179,7 +182,7 @@ def practise(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir", required=True, nargs="+", help="folders of faces; all are learnt from")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--versions", type=int, default=2, help="of each face")
     parser.add_argument("--steps", type=int, default=1000)
@@ -192,7 +195,7 @@ def main() -> None:
     set_seed(args.seed)
     model, processor = open_model(args.model)
     cost = json.loads((Path(args.model) / "cost.json").read_text())
-    files = training_shards(args.data_dir)
+    files = training_shards(*args.data_dir)
     rows = read_labels(files)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,12 @@
 The paper begins with an encoder pretrained elsewhere. This one learns from what only a renderer knows: every muscle
 activation, the screen displacement between a face's neutral and present shape in each patch, and landmark positions.
 
-    python -m checkpoint.pretrain --data_dir data/synthetic --output_dir runs/encoder
+    python -m checkpoint.pretrain --data_dir data/synthetic data/other --output_dir runs/encoder
     python -m checkpoint.pretrain --data_dir data/synthetic --output_dir runs/longer --encoder . --learning_rate 8e-4
 
 Writes the encoder alone, as a folder that `AutoModel` loads. Resumes from its last epoch when started again. The
-second command goes on from the encoder of a finished AU-LLaVA.
+second command goes on from the encoder of a finished AU-LLaVA. With `--minutes 8` it trains for so long, on faces that
+may still be in the making: each epoch begins with a look for new files.
 """
 
 import argparse
@@ -15,6 +16,10 @@ import io
 import json
 import math
 import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -86,55 +91,93 @@ def mirrored_units() -> torch.Tensor:
 
 
 def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Flip, turn, scale and shift faces with their labels, vary light and colour, and cover random boxes.
+    """Change faces with their labels: place, shape, light, colour and sharpness; and cover random boxes.
 
     Args:
-        batch (`dict`): As [`read_shards`] gives it.
+        batch (`dict`): As [`read_shards`] gives it, on the generator's device.
 
     Returns:
         `dict`: The same, with `images` `(n, 3, 160, 160)` normalised, and `flipped` `(n,)`, whether left is right now.
     """
-    n = len(batch["images"])
+    n, device = len(batch["images"]), generator.device
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+        return low + (high - low) * torch.rand(n, *shape, generator=generator, device=device)
+
+    def hills(channels: int, few: int, side: int) -> torch.Tensor:
+        """Smooth random fields, `(n, channels, side, side)`, of few hills along a side."""
+        coarse = torch.randn(n, channels, few, few, generator=generator, device=device)
+        return nn.functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
 
     flipped = uniform(0, 1) < 0.5
     sign = torch.where(flipped, -1.0, 1.0)
     angle, scale, shift = uniform(-0.17, 0.17), VIEW * uniform(0.9, 1.1), uniform(-0.08, 0.08, 2)
     # Where each point of the new picture comes from: turned and scaled, then shifted, then mirrored.
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-    mirror = torch.stack([sign, torch.ones(n)], 1)
+    mirror = torch.stack([sign, torch.ones_like(sign)], 1)
     where = torch.cat([turn * scale[:, None, None], shift[:, :, None]], 2) * mirror[:, :, None]
     back = turn.transpose(1, 2) / scale[:, None, None]
+    # And a face of a slightly other shape: smooth shifts of a pixel or two, far below those that an action makes.
+    warp = hills(2, 5, SIZE) * uniform(0, 0.014, 1, 1, 1)
 
     def moved(picture: torch.Tensor, side: int) -> torch.Tensor:
         grid = nn.functional.affine_grid(where, [n, picture.shape[1], side, side], align_corners=False)
-        return nn.functional.grid_sample(picture, grid, align_corners=False)
+        here = nn.functional.interpolate(warp, size=(side, side), mode="bilinear", antialias=side < SIZE)
+        return nn.functional.grid_sample(picture, grid + here.permute(0, 2, 3, 1), align_corners=False)
 
-    flow = moved(batch["flow"], 16) * mirror[:, :, None, None]
-    landmarks = batch["landmarks"] * mirror[:, None] - shift[:, None]
-    images = moved(batch["images"].float() / 255, SIZE)
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * uniform(0.5, 1.5, 1, 1, 1)
-    middle = images.mean((2, 3), keepdim=True)
-    images = (middle + (images - middle) * uniform(0.6, 1.4, 1, 1, 1)) * uniform(0.6, 1.4, 1, 1, 1)
-    images = images * uniform(0.85, 1.15, 3, 1, 1) + uniform(-0.1, 0.1, 1, 1, 1)
-    images = images + uniform(0, 0.04, 1, 1, 1) * torch.randn(images.shape, generator=generator)
-    corners, sizes = uniform(0, SIZE, 2).int().tolist(), uniform(10, 40, 2).int().tolist()
-    for image, (top, left), (height, width), chance in zip(images, corners, sizes, uniform(0, 1), strict=True):
-        if chance < 0.2:
-            image[:, top : top + height, left : left + width] = torch.rand(3, 1, 1, generator=generator)
-        elif chance < 0.4:  # out of focus or enlarged from few pixels
-            few = nn.functional.avg_pool2d(image[None], 2 if chance < 0.3 else 3)
-            image[:] = nn.functional.interpolate(few, size=(SIZE, SIZE), mode="bilinear")[0]
+    flow = torch.einsum("nab,nbhw->nahw", back, moved(batch["flow"], 16) * mirror[:, :, None, None])
+    landmarks = torch.einsum("nab,npb->npa", back, batch["landmarks"] * mirror[:, None] - shift[:, None])
+    # The warp is in the old picture's coordinates, mirrored ones where the face is.
+    shifted = nn.functional.grid_sample(warp, landmarks[:, None], align_corners=False, padding_mode="border")[:, :, 0]
+    landmarks = landmarks - torch.einsum("nab,npb->npa", back, shifted.transpose(1, 2) * mirror[:, None])
     return {
-        "images": (images.clamp(0, 1) - MEAN) / DEVIATION,
-        "units": torch.where(flipped[:, None], batch["units"][:, mirrored_units()], batch["units"]),
-        "flow": torch.einsum("nab,nbhw->nahw", back, flow),
-        "landmarks": torch.einsum("nab,npb->npa", back, landmarks),
+        "images": (repaint(moved(batch["images"].float() / 255, SIZE), uniform, hills) - MEAN.to(device))
+        / DEVIATION.to(device),
+        "units": torch.where(flipped[:, None], batch["units"][:, mirrored_units().to(device)], batch["units"]),
+        "flow": flow,
+        "landmarks": landmarks,
         "flipped": flipped,
     }
+
+
+def repaint(images: torch.Tensor, uniform: Callable, hills: Callable) -> torch.Tensor:
+    """Other light, colours and sharpness, noise, and covered boxes.
+
+    Args:
+        images (`torch.Tensor` of shape `(n, 3, 160, 160)`): 0 to 1.
+        uniform (`Callable`): From lowest and highest value and a shape to random numbers `(n, *shape)`.
+        hills (`Callable`): From channels, number of hills and side to smooth random fields.
+
+    Returns:
+        `torch.Tensor`: the same shape, 0 to 1.
+    """
+    one = (1, 1, 1)
+    # Light as none of the lamps gave it: brighter here, darker there; or all large differences of brightness gone.
+    images = images * (uniform(0, 0.35, *one) * (uniform(0, 1, *one) < 0.5) * hills(1, 4, SIZE)).exp()
+    coarse = nn.functional.interpolate(images.mean(1, keepdim=True), size=(10, 10), mode="area")
+    around = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(min=0.05)
+    images = torch.where(uniform(0, 1, *one) < 0.1, images * (0.5 / around), images)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * uniform(-0.2, 1.6, *one).clamp(min=0)
+    middle = images.mean((2, 3), keepdim=True)
+    images = (middle + (images - middle) * uniform(0.5, 1.5, *one)) * uniform(0.65, 1.3, *one)
+    images = images * uniform(0.8, 1.2, 3, 1, 1) + uniform(-0.1, 0.1, *one)
+    images = images.clamp(0.001, 1) ** uniform(-0.4, 0.4, *one).exp()
+    # Out of focus, enlarged from few pixels, or sharpened
+    soft = images
+    for few in (2, 3, 4):
+        reduced = nn.functional.avg_pool2d(images, few)
+        blurred = nn.functional.interpolate(reduced, size=(SIZE, SIZE), mode="bilinear")
+        soft = torch.where(uniform(0, 1, *one) < 0.1 / (few - 1), blurred, soft)
+    near = nn.functional.avg_pool2d(soft, 3, 1, 1, count_include_pad=False)
+    images = soft + (soft - near) * uniform(-1.5, 2.5, *one).clamp(min=-0.5)
+    images = images + uniform(0, 0.06, *one) * uniform(-1.73, 1.73, 3, SIZE, SIZE)
+    place = torch.arange(SIZE, device=images.device)
+    boxes = uniform(0, 1, *one) < 0.3
+    for shape in ((1, SIZE, 1), (1, 1, SIZE)):  # rows, then columns
+        first, length = uniform(0, SIZE, *one), uniform(10, 60, *one)
+        boxes = boxes & (place.view(shape) >= first) & (place.view(shape) < first + length)
+    return torch.where(boxes, uniform(0, 1, 3, 1, 1), images).clamp(0, 1)
 
 
 def middle(images: torch.Tensor) -> torch.Tensor:
@@ -145,7 +188,7 @@ def middle(images: torch.Tensor) -> torch.Tensor:
 
 
 def make_encoder(architecture: str) -> PreTrainedModel:
-    """A small encoder with random weights: 25 (`resnet`) or 256 (`dinov2`) image tokens from 160 x 160 pixels."""
+    """A small encoder with random weights: 25 (`resnet`) or 100 (`dinov2`) image tokens from 160 x 160 pixels."""
     if architecture == "resnet":
         config = ResNetConfig(
             embedding_size=48, hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 2, 2], layer_type="basic"
@@ -156,10 +199,10 @@ def make_encoder(architecture: str) -> PreTrainedModel:
     return Dinov2Model(
         Dinov2Config(
             hidden_size=256,
-            num_hidden_layers=6,
+            num_hidden_layers=10,
             num_attention_heads=4,
             image_size=SIZE,
-            patch_size=10,
+            patch_size=16,
             use_mask_token=False,
         )
     )
@@ -178,9 +221,14 @@ def image_tokens(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
 
 
 class Pretrainer(nn.Module):
-    """The encoder with three linear heads; the projector of the assembled model starts from them."""
+    """The encoder with three linear heads; the projector of the assembled model starts from them.
 
-    def __init__(self, encoder: PreTrainedModel):
+    Args:
+        encoder (`PreTrainedModel`): Whose image tokens are read.
+        data (`dict`, *optional*): As [`read_shards`] gives it; guesses are scaled to its means and spreads.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, data: dict[str, torch.Tensor]):
         super().__init__()
         self.encoder = encoder.eval()
         with torch.no_grad():
@@ -188,31 +236,82 @@ class Pretrainer(nn.Module):
         self.side = math.isqrt(tokens.shape[1])
         self.units = nn.Linear(tokens.shape[2], UNITS)
         self.landmarks = nn.Linear(tokens.shape[2], 136)
-        self.fine = 16 // self.side  # displacements along a side of each token's part of the picture
+        self.fine = round(16 / self.side)  # displacements along a side of each token's part of the picture
         self.flow = nn.Linear(tokens.shape[2], 2 * self.fine**2)
         for head in (self.units, self.landmarks, self.flow):
             nn.init.zeros_(head.weight)  # so that heads that know nothing yet do not disturb an encoder that does
+        self.register_buffer("centre", data["units"].mean(0))
+        self.register_buffer("spread", data["units"].std(0).clamp(min=1e-3))
+        self.register_buffer("flow_spread", data["flow"].std())
+        self.register_buffer("landmark_spread", data["landmarks"].std())
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Units `(batch, 70)`, displacements `(batch, 2, 15, 15)`, landmarks `(batch, 68, 2)`, of variance 1."""
+        """Units `(batch, 70)`, displacements `(batch, 2, side, side)`, landmarks `(batch, 68, 2)`, of variance 1."""
         tokens = image_tokens(self.encoder, pixel_values)
         pooled = tokens.mean(1)
         cells = self.flow(tokens).view(len(tokens), self.side, self.side, 2, self.fine, self.fine)
         flow = cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return self.units(pooled), flow, self.landmarks(pooled).view(-1, 68, 2)
 
+    def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`(3,)`: mean squared errors of units, displacements and landmarks in a batch of [`augment`]."""
+        device = batch["images"].device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+            images = batch["images"].contiguous(memory_format=torch.channels_last)
+            units, flow, landmarks = (guess.float() for guess in self(images))
+        unit_loss = (units - (batch["units"] - self.centre) / self.spread).pow(2).mean()
+        true_flow = nn.functional.interpolate(batch["flow"], flow.shape[2:], mode="bilinear")
+        flow_loss = (flow - true_flow / self.flow_spread).pow(2).mean()
+        # A flip would also exchange landmark numbers; the unflipped half of the batch teaches enough.
+        error = (landmarks - batch["landmarks"] / self.landmark_spread).pow(2).mean((1, 2))
+        return torch.stack([unit_loss, flow_loss, (error * ~batch["flipped"]).mean()])
+
+    @torch.no_grad()
+    def correlation(self, faces: dict[str, torch.Tensor]) -> float:
+        """Of the guesses with the labels, the mean over all units, for faces as they are seen in use."""
+        parts = faces["images"].split(50)
+        guess = torch.cat([self(middle(part).to(self.centre.device))[0].float().cpu() for part in parts])
+        pairs = zip(guess.T, faces["units"].T, strict=True)
+        return float(np.nanmean([torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]))
+
+
+class Faces:
+    """The training faces of some folders, on a device; more of them may come while others are learnt from."""
+
+    def __init__(self, folders: list[str], device: torch.device, workers: int, limit: int | None):
+        self.folders, self.device, self.limit = [Path(folder) for folder in folders], device, limit
+        self.read: set[Path] = set()
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+        self.data: dict[str, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.data["images"])
+
+    def look(self) -> None:
+        """Read the files that are new."""
+        files = [file for folder in self.folders for file in sorted(folder.glob("train-*.parquet"))]
+        fresh = [file for file in files if file not in self.read]
+        if self.data and (not fresh or self.limit):
+            return
+        self.read |= set(fresh)
+        parts = [read_shards(fresh, self.limit)] if not self.pool else self.pool.map(read_shards, [[f] for f in fresh])
+        parts = [self.data, *({name: values.to(self.device) for name, values in part.items()} for part in parts)]
+        self.data = {name: torch.cat([part[name] for part in parts if part]) for name in parts[-1]}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir", required=True, nargs="+", help="folders of faces; all are learnt from")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--minutes", type=float, help="train for so long instead, on faces as they are rendered")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--architecture", choices=["resnet", "dinov2"], default="resnet")
     parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
     parser.add_argument("--freeze", nargs="*", default=[], help="parts of it that stay as they are: embedder ...")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read faces")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -221,74 +320,78 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     state_file = output / "state.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
 
-    data = read_shards(sorted(Path(args.data_dir).glob("train-*.parquet")), args.limit)
-    seen = sorted(Path(args.data_dir).glob("validation-*.parquet"))
-    unseen = read_shards(seen, 500) if seen else None
+    faces = Faces(args.data_dir, device, args.workers, args.limit)
+    faces.look()
+    unseen = {}
+    for folder in args.data_dir:
+        if seen := sorted(Path(folder).glob("validation-*.parquet")):
+            unseen[folder] = read_shards(seen, 500)
     if args.encoder:
         encoder = AuLlavaForConditionalGeneration.from_pretrained(args.encoder).model.vision_tower
         encoder.config.image_size = SIZE
     else:
         encoder = make_encoder(args.architecture)
     frozen = [encoder.get_submodule(name).requires_grad_(False) for name in args.freeze]
-    model = Pretrainer(encoder).to(device, memory_format=torch.channels_last)
-    centre, spread = data["units"].mean(0).to(device), data["units"].std(0).clamp(min=1e-3).to(device)
-    flow_spread, landmark_spread = data["flow"].std().to(device), data["landmarks"].std().to(device)
+    model = Pretrainer(encoder, faces.data).to(device, memory_format=torch.channels_last)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05)
-    steps = len(data["images"]) // args.batch_size
-    first_epoch = 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, fused=True)
+    epoch, before, began = 0, 0.0, time.monotonic()
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first_epoch = state["epoch"]
+        epoch, before = state["epoch"], state["minutes"]
 
-    for epoch in range(first_epoch, args.epochs):
-        generator = torch.Generator().manual_seed(1000 * args.seed + epoch)
-        order = torch.randperm(len(data["images"]), generator=generator)
-        totals = torch.zeros(3)
+    def minutes() -> float:
+        return before + (time.monotonic() - began) / 60
+
+    def progress(part: float = 0.0) -> float:
+        """Share of the epochs or of the time that is done, `part` of an epoch being a part of this one."""
+        return minutes() / args.minutes if args.minutes else (epoch + part) / args.epochs
+
+    while progress() < 1:
+        faces.look()
+        generator = torch.Generator(device).manual_seed(1000 * args.seed + epoch)
+        order = torch.randperm(len(faces), generator=generator, device=device)
+        steps = len(faces) // args.batch_size
+        totals = torch.zeros(3, device=device)
         model.train()
         for part in frozen:
             part.eval()
-        bar = tqdm(range(steps), desc=f"epoch {epoch + 1}/{args.epochs}", unit="step", mininterval=5)
+        bar = tqdm(range(steps), desc=f"epoch {epoch + 1}", unit="step", mininterval=5)
         for step in bar:
-            # The rate depends on the share of epochs done, so that a run may go on with more faces than it began with.
-            done = (epoch + step / steps) / args.epochs
+            # The rate depends on the share that is done, so that a run may go on with more faces than it began with.
+            done = progress(step / steps)
+            if step and done >= 1:
+                break
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * min(done / 0.03 + 0.01, (1 + math.cos(math.pi * done)) / 2)
+                half = (1 + math.cos(math.pi * min(done, 1))) / 2
+                group["lr"] = args.learning_rate * min(done / 0.03 + 0.01, half)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
-            batch = augment({name: values[rows] for name, values in data.items()}, generator)
-            batch = {name: values.to(device) for name, values in batch.items()}
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
-                images = batch["images"].contiguous(memory_format=torch.channels_last)
-                units, flow, landmarks = (guess.float() for guess in model(images))
-            unit_loss = (units - (batch["units"] - centre) / spread).pow(2).mean()
-            true_flow = nn.functional.interpolate(batch["flow"], flow.shape[2:], mode="bilinear")
-            flow_loss = (flow - true_flow / flow_spread).pow(2).mean()
-            # A flip would also exchange landmark numbers; the unflipped half of the batch teaches enough.
-            error = (landmarks - batch["landmarks"] / landmark_spread).pow(2).mean((1, 2))
-            landmark_loss = (error * ~batch["flipped"]).mean()
-            loss = unit_loss + 0.5 * flow_loss + 0.5 * landmark_loss
+            losses = model.losses(augment({name: values[rows] for name, values in faces.data.items()}, generator))
             optimizer.zero_grad()
-            loss.backward()
+            (losses * torch.tensor([1.0, 0.5, 0.5], device=device)).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)
             optimizer.step()
-            totals += torch.stack([unit_loss, flow_loss, landmark_loss]).detach().cpu()
+            totals += losses.detach()
             if step % 20 == 0:
                 parts = (totals / (step + 1)).tolist()
                 bar.set_postfix(units=f"{parts[0]:.3f}", flow=f"{parts[1]:.3f}", landmarks=f"{parts[2]:.4f}")
-        log = {"epoch": epoch + 1, **dict(zip(("units", "flow", "landmarks"), (totals / steps).tolist(), strict=True))}
-        if unseen:
-            model.eval()
-            with torch.no_grad():
-                guess = torch.cat([model(middle(part).to(device))[0].cpu() for part in unseen["images"].split(50)])
-            pairs = zip(guess.T, unseen["units"].T, strict=True)
-            unit_correlations = [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]
-            log["validation_correlation"] = float(np.nanmean(unit_correlations))
+        epoch += 1
+        log = {"epoch": epoch, "minutes": round(minutes(), 2), "faces": len(faces)}
+        log |= dict(zip(("units", "flow", "landmarks"), (totals / (step + 1)).tolist(), strict=True))
+        model.eval()
+        log["validation_correlation"] = {folder: model.correlation(some) for folder, some in unseen.items()}
         with (output / "log.jsonl").open("a") as file:
             file.write(json.dumps(log) + "\n")
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": epoch,
+            "minutes": minutes(),
+        }
         torch.save(state, state_file.with_suffix(".tmp"))
         os.replace(state_file.with_suffix(".tmp"), state_file)
     model.encoder.save_pretrained(output)

@@ -22,9 +22,9 @@ def open_model(folder: str) -> tuple[AuLlavaForConditionalGeneration, AuLlavaPro
     return model, AuLlavaProcessor.from_pretrained(folder)
 
 
-def training_shards(data_dir: str) -> list[Path]:
+def training_shards(*folders: str) -> list[Path]:
     """The files of the rendered faces to learn from, in order."""
-    return sorted(Path(data_dir).glob("train-*.parquet"))
+    return [file for folder in folders for file in sorted(Path(folder).glob("train-*.parquet"))]
 
 
 def read_labels(files: list[Path]) -> list[dict]:

@@ -42,6 +42,7 @@ OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
 LOOK = 5.5  # log of how much more an image token is looked at than a word
 FEW = 1000  # faces whose states in the language model the layer is started from
 MANY = 5000  # faces whose states its MLP learns from
+SOME = 500  # faces of these whose states between the digits it learns from, too: brackets, commas and points
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
 
@@ -85,7 +86,7 @@ def states(
 
     Yields:
         For some pictures at a time: states of image tokens `(pictures, tokens, width)`, of words `(words, width)`, and
-        of the places that predict each free digit of each unit `(pictures, units, digits, width)`.
+        of the places that predict each token of the answer `(pictures, length, width)`.
     """
     language, found = model.model.language_model, []
     hook = norm.register_forward_pre_hook(lambda module, given: found.append(given[0].float()))
@@ -97,7 +98,7 @@ def states(
         found.clear()
         question.put(language, model.model.multi_modal_projector(part), answers)
         before, after = found
-        image, places = after[:, : part.shape[1]], after[:, -answers.shape[1] - 1 :][:, question.digits]
+        image, places = after[:, : part.shape[1]], after[:, -answers.shape[1] - 1 : -1]
         yield image, torch.cat([before[0], after[0, part.shape[1] :]]), places
     hook.remove()
 
@@ -134,7 +135,7 @@ def append_reader(
         seen.append(torch.cat([rms_norm(part, (width,)).mean(1) for part in image]))
         looks.append(torch.cat(image[:4]).flatten(0, 1))
         words.append(torch.cat(text[:4]))
-        at.append(torch.cat(places[:8]))
+        at.append(torch.cat(places[:8])[:, question.digits])
         values = question.grammar.values[wanted]
         standard = (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
         estimates.append(fit(projected, standard) @ fit(seen[-1], projected[: len(few)], 1e-5))
@@ -199,25 +200,34 @@ def train_reader(
     epochs: int,
     learning_rate: float = 4e-3,
 ) -> None:
-    """Train the last layer's MLP and what comes after it; nothing else changes.
+    """Train the last layer's MLP and what comes after it, on digits and on what stands between them.
 
     Args:
         tokens, labels: As for [`append_reader`].
         epochs (`int`): Passes over the faces.
     """
     language = model.model.language_model
-    layer, given = language.layers[-1], []
+    layer, given, between = language.layers[-1], [], []
     for question, own in zip(questions, labels, strict=True):
         reached = states(model, question, tokens, own, layer.post_attention_layernorm)
         parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / 50))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
-            found = [places for _, _, places in parts]
-        given.append(torch.cat(found).half())
+            found = [places.half() for _, _, places in parts]
+        fixed = torch.ones(found[0].shape[1], dtype=torch.bool)
+        fixed[question.digits.flatten()] = False
+        between.append((torch.cat(found[: SOME // 50])[:, fixed], question.grammar.template()[fixed]))
+        given.append(torch.cat([places[:, question.digits] for places in found]))
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
     after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
     optimizer = torch.optim.AdamW(after.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     batch = min(64, len(tokens))
+
+    def say(states: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the next token, from what enters the last MLP's norm."""
+        states = states.float()
+        return model.lm_head(language.norm(states + layer.mlp(layer.post_attention_layernorm(states)))).log_softmax(-1)
+
     per_epoch = len(tokens) // batch
     steps = epochs * per_epoch
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
@@ -229,10 +239,11 @@ def train_reader(
         rows = order[step % per_epoch]
         optimizer.zero_grad()
         losses = []
-        for question, places, own, table, spread in zip(questions, given, labels, tables, spreads, strict=True):
-            here = places[rows].float()
-            said = model.lm_head(language.norm(here + layer.mlp(layer.post_attention_layernorm(here)))).log_softmax(-1)
-            losses.append(value_loss(question, said, own[rows], table, spread))
+        columns = zip(questions, given, between, labels, tables, spreads, strict=True)
+        for question, places, (fixed, wanted), own, table, spread in columns:
+            few = fixed[torch.randint(len(fixed), [8])]
+            form = nn.functional.nll_loss(say(few).transpose(1, 2), wanted.expand(len(few), -1))
+            losses.append(value_loss(question, say(places[rows]), own[rows], table, spread) + form)
         sum(losses).backward()
         nn.utils.clip_grad_norm_(after.parameters(), 1.0)
         optimizer.step()

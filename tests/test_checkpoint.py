@@ -2,16 +2,20 @@
 
 import argparse
 import copy
+import json
+import sys
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import tiny_model
 from torch import nn
+from transformers import ResNetConfig, ResNetModel
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
+from checkpoint import pretrain
 from checkpoint.practice import practise
 from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
 from checkpoint.questions import LISTS, Question, trained_lists
@@ -85,6 +89,32 @@ def test_the_encoder_learns_from_what_it_will_see(tokenizer):
     assert torch.corrcoef(both)[0, 1] > 0.9
 
 
+def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
+    (file,) = SAMPLE.glob("*.parquet")
+    faces, folders = pq.read_table(file), [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    pq.write_table(faces.slice(0, 6), folders[0] / "train-00000.parquet")
+    pq.write_table(faces.slice(6, 3), folders[0] / "validation-00000.parquet")
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[1, 1, 1, 1], layer_type="basic")
+    monkeypatch.setattr(pretrain, "make_encoder", lambda architecture: ResNetModel(config))
+
+    def run(*options: str) -> list[dict]:
+        data = ["--data_dir", *map(str, folders), "--output_dir", str(tmp_path / "encoder"), "--batch_size", "2"]
+        monkeypatch.setattr(sys, "argv", ["pretrain", *data, *options])
+        pretrain.main()
+        return [json.loads(line) for line in (tmp_path / "encoder" / "log.jsonl").read_text().splitlines()]
+
+    (first,) = run("--epochs", "1")
+    assert first["faces"] == 6 and first["units"] > 0 and list(first["validation_correlation"]) == [str(folders[0])]
+    pq.write_table(faces.slice(9, 4), folders[1] / "train-00000.parquet")
+    resumed = run("--epochs", "2")
+    assert [(log["epoch"], log["faces"]) for log in resumed] == [(1, 6), (2, 10)]
+    timed = run("--minutes", str(resumed[-1]["minutes"] + 0.02))  # about a second more
+    assert len(timed) > 2 and all(log["units"] > 0 for log in timed)
+    assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == [4, 4, 4, 8]
+
+
 def test_a_refitted_projector_says_of_another_encoder_what_it_said_of_the_old_one():
     torch.manual_seed(0)
     projector, turn = nn.Linear(12, 20), torch.linalg.qr(torch.randn(12, 12)).Q
@@ -150,30 +180,47 @@ def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_firs
     labels = [question.labels(rows) for question in questions]
 
     def said() -> list[torch.Tensor]:
-        """Log-probabilities `(rows, units, digits, vocabulary)` at the places of the right answers' digits."""
+        """Log-probabilities `(rows, length, vocabulary)` of each token of the right answers."""
         found = []
         with torch.no_grad():
             for question, own in zip(questions, labels, strict=True):
                 image, answers = model.model.multi_modal_projector(tokens), question.write(own)
                 state = question.put(model.model.language_model, image, answers).last_hidden_state
-                logits = model.lm_head(state[:, -answers.shape[1] - 1 :])
-                found.append(logits[:, question.digits].log_softmax(-1))
+                found.append(model.lm_head(state[:, -answers.shape[1] - 1 : -1]).log_softmax(-1))
         return found
+
+    def at_digits(answers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Of these `(rows, units, digits, vocabulary)`, those of the free digits."""
+        return [part[:, question.digits] for question, part in zip(questions, answers, strict=True)]
 
     def loss(answers: list[torch.Tensor]) -> float:
         right = [question.grammar.value_tokens[own][:, :, question.grammar.free()]
                  for question, own in zip(questions, labels, strict=True)]  # fmt: skip
-        return sum(-part.gather(-1, own[..., None]).mean().item() for part, own in zip(answers, right, strict=True))
+        here = zip(at_digits(answers), right, strict=True)
+        return sum(-part.gather(-1, own[..., None]).mean().item() for part, own in here)
+
+    def form(answers: list[torch.Tensor]) -> float:
+        """Share of brackets, commas and points that are the most probable token in their place."""
+        right = []
+        for question, part in zip(questions, answers, strict=True):
+            wanted = question.grammar.template()
+            hits = part.argmax(-1) == wanted
+            hits[:, question.digits.flatten()] = False
+            right.append(hits.sum() / (len(part) * (len(wanted) - question.digits.numel())))
+        return sum(right).item() / len(right)
 
     before = said()
     append_reader(model, questions, tokens, labels)
     after = said()
     assert model.config.text_config.num_hidden_layers == len(model.model.language_model.layers) == 3
-    same = torch.cat([(one.argmax(-1) == two.argmax(-1)).flatten() for one, two in zip(before, after, strict=True)])
+    pairs = zip(at_digits(before), at_digits(after), strict=True)
+    same = torch.cat([(one.argmax(-1) == two.argmax(-1)).flatten() for one, two in pairs])
     assert same.float().mean() > 0.95
     start = {name: weight.clone() for name, weight in model.state_dict().items()}
     train_reader(model, questions, tokens, labels, epochs=40)
-    assert loss(said()) < loss(after) - 0.5
+    learnt = said()
+    assert loss(learnt) < loss(after) - 0.5
+    assert form(after) < 0.2 and form(learnt) > 0.75
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, start[name])}
     last = "model.language_model.layers.2."
     assert {name for name in changed if not name.startswith((f"{last}mlp", f"{last}post_attention_layernorm"))} == {

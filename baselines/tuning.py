@@ -10,6 +10,7 @@ from tqdm import tqdm
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
 from checkpoint.pretrain import fast_in_bfloat16
+from checkpoint.rate import set_rate
 from evaluation.data import EvaluationSet
 from evaluation.scores import is_detection
 
@@ -95,8 +96,7 @@ def tune(
         step(0)
     steps = max(1, int(compute / counter.get_total_flops()))
     for number in tqdm(range(1, steps), desc="tuning encoder and heads", unit="step", initial=1, total=steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, number / 20) * max((1 + np.cos(np.pi * number / steps)) / 2, 0.02)
+        set_rate(optimizer, learning_rate, number / steps, 20 / steps)
         step(number)
     model.model.vision_tower.eval()
     return steps * min(batch_size, len(train))

@@ -23,6 +23,7 @@ from transformers import set_seed
 from au_llava.action_units import PRESETS, TASKS
 from checkpoint.pretrain import UNITS, fast_in_bfloat16, middle, read_shards, units_of
 from checkpoint.questions import Question, open_model, read_labels, training_shards
+from checkpoint.rate import set_rate
 
 
 CODES = [*dict.fromkeys(code for codes in PRESETS.values() for code in codes)]
@@ -85,9 +86,7 @@ def main() -> None:
     bar = tqdm(range(first, args.steps), desc="lessons", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
         random.seed(1000 * args.seed + step)
-        for group in optimizer.param_groups:
-            half = (1 + np.cos(np.pi * step / args.steps)) / 2
-            group["lr"] = args.learning_rate * min(1, (step + 1) / 50) * max(half, 0.02)
+        set_rate(optimizer, args.learning_rate, step / args.steps, 50 / args.steps)
         task = random.choice(list(TASKS))
         question, chosen = questions[task], random.choices(range(len(rows)), k=args.batch_size)
         answer = question.write(question.labels([rows[index] for index in chosen]))

@@ -8,7 +8,6 @@ its image tokens of a few versions of each face are computed once, and all steps
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
+from checkpoint.rate import set_rate
 
 
 # Places in LISTS. The answer about FEAFA's units is four times as long as the others and the hardest to learn.
@@ -149,9 +149,7 @@ def practise(
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
         generator = np.random.default_rng([args.seed, step])
-        for group in optimizer.param_groups:
-            half = (1 + math.cos(math.pi * step / args.steps)) / 2
-            group["lr"] = args.learning_rate * min(1, (step + 1) / 20) * max(half, 0.02)
+        set_rate(optimizer, args.learning_rate, step / args.steps, 20 / args.steps)
         asked = ROUND[step % len(ROUND)]
         chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False))
         version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size))

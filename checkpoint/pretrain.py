@@ -41,6 +41,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.action_units import PRESETS, select
+from checkpoint.rate import set_rate
 
 
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
@@ -366,9 +367,7 @@ def main() -> None:
             done = progress(step / steps)
             if step and done >= 1:
                 break
-            for group in optimizer.param_groups:
-                half = (1 + math.cos(math.pi * min(done, 1))) / 2
-                group["lr"] = args.learning_rate * min(done / 0.03 + 0.01, half)
+            set_rate(optimizer, args.learning_rate, done, 0.03)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
             losses = model.losses(augment({name: values[rows] for name, values in faces.data.items()}, generator))
             optimizer.zero_grad()

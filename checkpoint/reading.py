@@ -36,6 +36,7 @@ from au_llava.losses import soft_digits_table
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, training_shards
+from checkpoint.rate import set_rate
 
 
 OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
@@ -230,12 +231,11 @@ def train_reader(
 
     per_epoch = len(tokens) // batch
     steps = epochs * per_epoch
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bar = tqdm(range(steps), desc="the last MLP", unit="step", mininterval=5)
     for step in bar:
         if step % per_epoch == 0:
             order = torch.randperm(len(tokens)).split(batch)
+        set_rate(optimizer, learning_rate, step / steps, 20 / steps)
         rows = order[step % per_epoch]
         optimizer.zero_grad()
         losses = []
@@ -247,8 +247,6 @@ def train_reader(
         sum(losses).backward()
         nn.utils.clip_grad_norm_(after.parameters(), 1.0)
         optimizer.step()
-        warm.step()
-        falling.step()
         if step % 20 == 0:
             named = zip(questions, losses, strict=True)
             bar.set_postfix({question.name: f"{loss.item():.3f}" for question, loss in named})

@@ -16,10 +16,13 @@ from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from checkpoint import pretrain
-from checkpoint.practice import practise
+from checkpoint.practice import encode, practise, versions
 from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
 from checkpoint.questions import LISTS, Question, trained_lists
 from checkpoint.reading import append_reader, refit, train_reader
+
+
+TINY_RESNET = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[1, 1, 1, 1], layer_type="basic")
 
 
 @pytest.fixture
@@ -96,8 +99,7 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
         folder.mkdir()
     pq.write_table(faces.slice(0, 6), folders[0] / "train-00000.parquet")
     pq.write_table(faces.slice(6, 3), folders[0] / "validation-00000.parquet")
-    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[1, 1, 1, 1], layer_type="basic")
-    monkeypatch.setattr(pretrain, "make_encoder", lambda architecture: ResNetModel(config))
+    monkeypatch.setattr(pretrain, "make_encoder", lambda architecture: ResNetModel(TINY_RESNET))
 
     def run(*options: str) -> list[dict]:
         data = ["--data_dir", *map(str, folders), "--output_dir", str(tmp_path / "encoder"), "--batch_size", "2"]
@@ -139,6 +141,17 @@ def test_a_projector_can_be_refitted_to_more_tokens():
     refit(projector, seen(3), seen(6))
     found = projector(seen(6)).unflatten(1, (6, 6))[:, 1:5, 1:5]
     assert (found - wanted).abs().mean() < 0.1 * wanted.std()
+
+
+def test_practice_sees_faces_as_in_use_or_mirrored():
+    torch.manual_seed(0)
+    encoder, faces = ResNetModel(TINY_RESNET).eval(), read_shards(sorted(SAMPLE.glob("test-*.parquet")), 8)
+    tokens, flipped = versions(encoder, faces, 2, seed=0)
+    seen = middle(faces["images"])
+    plain, mirrored = encode(encoder, seen), encode(encoder, seen.flip(3))
+    assert tokens.shape == (2, *plain.shape) and 0 < flipped.sum() < flipped.numel()
+    torch.testing.assert_close(tokens, torch.where(flipped[:, :, None, None], mirrored, plain), atol=1e-2, rtol=1e-2)
+    assert (mirrored - plain).abs().max() > 0.1
 
 
 def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows, monkeypatch):

@@ -13,7 +13,8 @@ pass over thousands of faces takes seconds. All of it goes on learning afterward
 
     python -m checkpoint.reading --model runs/second --data_dir data/synthetic --output_dir runs/reading
 
-With `--encoder runs/longer`, an encoder that went on learning from the model's own, that one takes its place first,
+After practice, `--again --model runs/practice` trains MLP and output head once more on what then reaches them. With
+`--encoder runs/longer`, an encoder that went on learning from the model's own, that one takes its place first,
 and the projector is fitted anew, so that the language model meets image tokens that it can read.
 """
 
@@ -260,6 +261,8 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int, help="faces to learn from")
     parser.add_argument("--epochs", type=int, default=10, help="of the new layer's MLP, over some thousand faces")
+    parser.add_argument("--learning_rate", type=float, default=4e-3)
+    parser.add_argument("--again", action="store_true", help="the model has this layer already: only train its MLP")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -283,12 +286,16 @@ def main() -> None:
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows[: len(tokens)]) for question in questions]
     with FlopCounterMode(display=False) as counter:
-        append_reader(model, questions, tokens, labels)
-        train_reader(model, questions, tokens[:MANY], [own[:MANY] for own in labels], args.epochs)
+        if not args.again:
+            append_reader(model, questions, tokens, labels)
+        few = [own[:MANY] for own in labels]
+        train_reader(model, questions, tokens[:MANY], few, args.epochs, args.learning_rate)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     # In floating-point operations; what comes next adds its own.
-    (Path(args.output_dir) / "cost.json").write_text(json.dumps({"reading": counter.get_total_flops()}) + "\n")
+    cost = json.loads((Path(args.model) / "cost.json").read_text()) if args.again else {"reading": 0}
+    cost["reading"] += counter.get_total_flops()
+    (Path(args.output_dir) / "cost.json").write_text(json.dumps(cost) + "\n")
 
 
 if __name__ == "__main__":

@@ -100,10 +100,8 @@ def answer_loss(
         format_weight (`float`): How much brackets, commas and points count beside the digits.
     """
     said = logits.float().log_softmax(-1)
-    between = torch.ones(said.shape[1], dtype=torch.bool)
-    between[question.digits.flatten()] = False
-    fixed = question.grammar.template()[between].expand(len(said), -1)
-    format_loss = nn.functional.nll_loss(said[:, between].transpose(1, 2), fixed)
+    fixed = question.grammar.template()[question.between].expand(len(said), -1)
+    format_loss = nn.functional.nll_loss(said[:, question.between].transpose(1, 2), fixed)
     return value_loss(question, said[:, question.digits], labels, table, spread) + format_weight * format_loss
 
 

@@ -295,9 +295,13 @@ class Faces:
         if self.data and (not fresh or self.limit):
             return
         self.read |= set(fresh)
-        parts = [read_shards(fresh, self.limit)] if not self.pool else self.pool.map(read_shards, [[f] for f in fresh])
-        parts = [self.data, *({name: values.to(self.device) for name, values in part.items()} for part in parts)]
-        self.data = {name: torch.cat([part[name] for part in parts if part]) for name in parts[-1]}
+        if self.pool and fresh and not self.limit:
+            parts = list(self.pool.map(read_shards, [[file] for file in fresh]))
+        else:  # a limit counts over all files, and that there are none is said there
+            parts = [read_shards(fresh, self.limit)]
+        known = [self.data] if self.data else []
+        known += [{name: values.to(self.device) for name, values in part.items()} for part in parts]
+        self.data = {name: torch.cat([some[name] for some in known]) for name in known[0]}
 
 
 def main() -> None:

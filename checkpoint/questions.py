@@ -49,6 +49,9 @@ class Question:
         self.before, self.after = torch.tensor([ids[:first]]), torch.tensor([ids[first + 1 :]])
         self.slots = self.grammar.slots()
         self.digits = self.slots[:, self.grammar.free()]
+        # Where brackets, commas and points stand, `(length,)`.
+        self.between = torch.ones(len(self.grammar), dtype=torch.bool)
+        self.between[self.digits.flatten()] = False
         self.letters = self.grammar.value_tokens.unique()
         # What each letter adds to a value, `(digits, letters)`: in 0.39 the digits count 1, 0.1 and 0.01.
         texts = processor.tokenizer.convert_ids_to_tokens(self.letters.tolist())

@@ -215,9 +215,8 @@ def train_reader(
         parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / 50))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
             found = [places.half() for _, _, places in parts]
-        fixed = torch.ones(found[0].shape[1], dtype=torch.bool)
-        fixed[question.digits.flatten()] = False
-        between.append((torch.cat(found[: SOME // 50])[:, fixed], question.grammar.template()[fixed]))
+        some = torch.cat(found[: SOME // 50])
+        between.append((some[:, question.between], question.grammar.template()[question.between]))
         given.append(torch.cat([places[:, question.digits] for places in found]))
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
@@ -270,7 +269,8 @@ def main() -> None:
     model, processor = open_model(args.model)
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(args.data_dir)
-    faces, rows = read_shards(files, args.limit), read_labels(files)
+    limit = min(args.limit or MANY, MANY) if args.again else args.limit  # the linear fits take all faces
+    faces, rows = read_shards(files, limit), read_labels(files)
     if args.encoder:
         processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
         own, side = model.model.vision_tower, model.model.vision_tower.config.image_size

@@ -65,8 +65,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 checkpoint: $(VENV)/installed
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split train --limit $(RENDERS)
 	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split validation --limit 1000
-	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit 6000
-	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir runs/encoder
+	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit 15000
+	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir runs/encoder --epochs 30
 	$(RUN) -m checkpoint.assemble --encoder runs/encoder --data_dir $(DATA) --output_dir runs/start
 	$(RUN) -m checkpoint.language --model runs/start --data_dir $(DATA) --output_dir runs/language
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml

@@ -41,6 +41,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.action_units import PRESETS, select
+from checkpoint.muon import make_optimizers
 from checkpoint.rate import set_rate
 
 
@@ -103,12 +104,13 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
     n, device = len(batch["images"]), generator.device
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator, device=device)
+        return torch.rand(n, *shape, generator=generator, device=device).mul_(high - low).add_(low)
 
     def hills(channels: int, few: int, side: int) -> torch.Tensor:
         """Smooth random fields, `(n, channels, side, side)`, of few hills along a side."""
         coarse = torch.randn(n, channels, few, few, generator=generator, device=device)
-        return nn.functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
+        smooth = nn.functional.interpolate(coarse, size=(side // 4, side // 4), mode="bicubic", align_corners=True)
+        return nn.functional.interpolate(smooth, size=(side, side), mode="bilinear", align_corners=True)
 
     flipped = uniform(0, 1) < 0.5
     sign = torch.where(flipped, -1.0, 1.0)
@@ -132,8 +134,9 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
     shifted = nn.functional.grid_sample(warp, landmarks[:, None], align_corners=False, padding_mode="border")[:, :, 0]
     landmarks = landmarks - torch.einsum("nab,npb->npa", back, shifted.transpose(1, 2) * mirror[:, None])
     return {
-        "images": (repaint(moved(batch["images"].float() / 255, SIZE), uniform, hills) - MEAN.to(device))
-        / DEVIATION.to(device),
+        "images": repaint(moved(batch["images"].float().div_(255), SIZE), uniform, hills)
+        .sub_(MEAN.to(device))
+        .div_(DEVIATION.to(device)),
         "units": torch.where(flipped[:, None], batch["units"][:, mirrored_units().to(device)], batch["units"]),
         "flow": flow,
         "landmarks": landmarks,
@@ -153,26 +156,30 @@ def repaint(images: torch.Tensor, uniform: Callable, hills: Callable) -> torch.T
         `torch.Tensor`: the same shape, 0 to 1.
     """
     one = (1, 1, 1)
+
+    def some(share: float) -> torch.Tensor:
+        """Which pictures something happens to."""
+        return (uniform(0, 1) < share).nonzero()[:, 0]
+
     # Light as none of the lamps gave it: brighter here, darker there; or all large differences of brightness gone.
     images = images * (uniform(0, 0.35, *one) * (uniform(0, 1, *one) < 0.5) * hills(1, 4, SIZE)).exp()
-    coarse = nn.functional.interpolate(images.mean(1, keepdim=True), size=(10, 10), mode="area")
+    rows = some(0.1)
+    coarse = nn.functional.interpolate(images[rows].mean(1, keepdim=True), size=(10, 10), mode="area")
     around = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(min=0.05)
-    images = torch.where(uniform(0, 1, *one) < 0.1, images * (0.5 / around), images)
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * uniform(-0.2, 1.6, *one).clamp(min=0)
-    middle = images.mean((2, 3), keepdim=True)
-    images = (middle + (images - middle) * uniform(0.5, 1.5, *one)) * uniform(0.65, 1.3, *one)
-    images = images * uniform(0.8, 1.2, 3, 1, 1) + uniform(-0.1, 0.1, *one)
-    images = images.clamp(0.001, 1) ** uniform(-0.4, 0.4, *one).exp()
+    images[rows] *= 0.5 / around
+    images = torch.lerp(images.mean(1, keepdim=True), images, uniform(-0.2, 1.6, *one).clamp(min=0))
+    middle, contrast = images.mean((2, 3), keepdim=True), uniform(0.5, 1.5, *one)
+    colour = uniform(0.65, 1.3, *one) * uniform(0.8, 1.2, 3, 1, 1)
+    images = images * (contrast * colour) + (middle * (1 - contrast) * colour + uniform(-0.1, 0.1, *one))
+    images = images.clamp_(0.001, 1).pow_(uniform(-0.4, 0.4, *one).exp())
     # Out of focus, enlarged from few pixels, or sharpened
-    soft = images
     for few in (2, 3, 4):
-        reduced = nn.functional.avg_pool2d(images, few)
-        blurred = nn.functional.interpolate(reduced, size=(SIZE, SIZE), mode="bilinear")
-        soft = torch.where(uniform(0, 1, *one) < 0.1 / (few - 1), blurred, soft)
-    near = nn.functional.avg_pool2d(soft, 3, 1, 1, count_include_pad=False)
-    images = soft + (soft - near) * uniform(-1.5, 2.5, *one).clamp(min=-0.5)
-    images = images + uniform(0, 0.06, *one) * uniform(-1.73, 1.73, 3, SIZE, SIZE)
+        rows = some(0.1 / (few - 1))
+        reduced = nn.functional.avg_pool2d(images[rows], few)
+        images[rows] = nn.functional.interpolate(reduced, size=(SIZE, SIZE), mode="bilinear")
+    near = nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    images = torch.lerp(near, images, uniform(-0.5, 3.5, *one).clamp(min=0.5))
+    images = images.addcmul_(uniform(-1.73, 1.73, 3, SIZE, SIZE), uniform(0, 0.06, *one))
     place = torch.arange(SIZE, device=images.device)
     boxes = uniform(0, 1, *one) < 0.3
     for shape in ((1, SIZE, 1), (1, 1, SIZE)):  # rows, then columns
@@ -341,12 +348,13 @@ def main() -> None:
     frozen = [encoder.get_submodule(name).requires_grad_(False) for name in args.freeze]
     model = Pretrainer(encoder, faces.data).to(device, memory_format=torch.channels_last)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, fused=True)
+    optimizers = make_optimizers(encoder, list(model.parameters()), args.learning_rate)
     epoch, before, began = 0, 0.0, time.monotonic()
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
         epoch, before = state["epoch"], state["minutes"]
 
     def minutes() -> float:
@@ -371,13 +379,14 @@ def main() -> None:
             done = progress(step / steps)
             if step and done >= 1:
                 break
-            set_rate(optimizer, args.learning_rate, done, 0.03)
+            set_rate(optimizers, args.learning_rate, done, 0.03)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
             losses = model.losses(augment({name: values[rows] for name, values in faces.data.items()}, generator))
-            optimizer.zero_grad()
+            model.zero_grad()
             (losses * torch.tensor([1.0, 0.5, 0.5], device=device)).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             totals += losses.detach()
             if step % 20 == 0:
                 parts = (totals / (step + 1)).tolist()
@@ -391,7 +400,7 @@ def main() -> None:
             file.write(json.dumps(log) + "\n")
         state = {
             "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "epoch": epoch,
             "minutes": minutes(),
         }

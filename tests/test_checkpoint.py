@@ -16,6 +16,7 @@ from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from checkpoint import pretrain
+from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
 from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
 from checkpoint.questions import LISTS, Question, trained_lists
@@ -115,6 +116,32 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
     timed = run("--minutes", str(resumed[-1]["minutes"] + 0.02))  # about a second more
     assert len(timed) > 2 and all(log["units"] > 0 for log in timed)
     assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == [4, 4, 4, 8]
+
+
+def test_filters_take_the_steps_of_the_matrices_that_they_are():
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(4, 27).clone())
+    matrix.grad = torch.randn(4, 27)
+    convolution.weight.grad = matrix.grad.view(4, 3, 3, 3).permute(0, 3, 1, 2)
+    Muon([convolution.weight], lr=0.1).step()
+    torch.optim.Muon([matrix], lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw").step()
+    torch.testing.assert_close(convolution.weight.detach().permute(0, 2, 3, 1).reshape(4, 27), matrix.detach())
+    with pytest.raises(ValueError, match="channels_last"):
+        Muon([nn.Conv2d(3, 4, 3).weight], lr=0.1)
+
+
+def test_every_weight_has_one_optimizer():
+    model = nn.Sequential(ResNetModel(TINY_RESNET), nn.Linear(8, 2)).to(memory_format=torch.channels_last)
+    model[0].embedder.requires_grad_(False)
+    layers = layer_weights(model[0])
+    assert len(layers) > 8 and all(weight.ndim == 4 for weight in layers)
+    inner, others = make_optimizers(model[0], list(model.parameters()), lr=0.1)
+    assert all(a is b for a, b in zip(inner.weights, layers, strict=True))
+    rest = others.param_groups[0]["params"]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert {id(weight) for weight in [*layers, *rest]} == {id(weight) for weight in trained}
+    assert len(layers) + len(rest) == len(trained)
 
 
 def test_a_refitted_projector_says_of_another_encoder_what_it_said_of_the_old_one():

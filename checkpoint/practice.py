@@ -21,6 +21,7 @@ from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
+from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
 from checkpoint.rate import set_rate
@@ -30,6 +31,7 @@ from checkpoint.rate import set_rate
 ROUND = (2, 0, 1, 2, 0, 3)
 SPREAD, ERROR = 0.05, 1.0  # soft digits, and the weight of the error of values
 NEUTRAL = 0.25  # share of neutral drafts
+KEEP = 200  # steps between the states that a stopped run goes on from
 
 
 @torch.inference_mode()
@@ -80,8 +82,13 @@ def value_loss(
     """
     letters = said[..., question.letters]
     digits = -(table[labels][:, :, question.grammar.free()] * letters).sum(-1).mean()
-    expected = (letters.exp() * question.worth).sum((-2, -1))
-    return digits + ERROR * ((expected - question.grammar.values[labels]) / spread).pow(2).mean()
+    # What stands after the point, if anything does. A 1 before it must not make up for it: a third of a 1.00 and the
+    # rest zero has the right mean for 0.33, but no digit of it.
+    after = slice(min(letters.shape[-2] - 1, 1), None)
+    expected = (letters.exp() * question.worth)[..., after, :].sum((-2, -1))
+    values = question.grammar.values[labels]
+    counted = values < 1 if after.start else torch.ones_like(values)
+    return digits + ERROR * (counted * ((expected - values) / spread).pow(2)).mean()
 
 
 def answer_loss(
@@ -127,11 +134,12 @@ def practise(
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizers = make_optimizers(language, weights, args.learning_rate)
     first = 0
     if state:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
         first = state["step"]
 
     def loss_of(asked: int, image: torch.Tensor, wanted: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -147,24 +155,27 @@ def practise(
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
         generator = np.random.default_rng([args.seed, step])
-        set_rate(optimizer, args.learning_rate, step / args.steps, 20 / args.steps)
+        for optimizer in optimizers:
+            set_rate(optimizer, args.learning_rate, step / args.steps, 20 / args.steps)
         asked = ROUND[step % len(ROUND)]
         chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False))
         version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size))
         wanted = labels[asked][chosen]
         wanted = torch.where(flipped[version, chosen][:, None], wanted[:, mirrored[asked]], wanted)
         hidden = torch.from_numpy(generator.random(args.batch_size) < NEUTRAL)[:, None]
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = loss_of(asked, tokens[version, chosen], wanted, hidden)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses[asked].append(loss.item())
         if step % 20 == 0:
             named = zip(questions, losses, strict=True)
             bar.set_postfix({question.name: f"{np.mean(values[-20:]):.3f}" for question, values in named if values})
-        if step % 200 == 199:
-            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+        if (step + 1) % KEEP == 0:
+            known = [optimizer.state_dict() for optimizer in optimizers]
+            save({"model": model.state_dict(), "optimizers": known, "step": step + 1})
     costs = []
     for asked in range(len(questions)):
         with FlopCounterMode(display=False) as counter:

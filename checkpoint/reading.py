@@ -34,6 +34,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
+from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, training_shards
@@ -43,7 +44,7 @@ from checkpoint.rate import set_rate
 OPEN = 4.0  # a gate's input where it is to open; minus this elsewhere
 LOOK = 5.5  # log of how much more an image token is looked at than a word
 FEW = 1000  # faces whose states in the language model the layer is started from
-MANY = 5000  # faces whose states its MLP learns from
+CLEAR = 300  # faces whose states tell where a gate is to open that is fitted anew
 SOME = 500  # faces of these whose states between the digits it learns from, too: brackets, commas and points
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
@@ -79,7 +80,10 @@ def states(
     labels: torch.Tensor,
     norm: nn.Module,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What enters one of the language model's norms, for neutral drafts and for right answers.
+    """What enters one of the language model's norms, for neutral drafts and for answers that are another face's.
+
+    Right answers would give away units that often come together, where the image has to tell: in use the model sees
+    its own answers, which are not always right.
 
     Args:
         tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): From the encoder.
@@ -96,7 +100,7 @@ def states(
     for start in range(0, len(tokens), 50):
         part, wanted = tokens[start : start + 50].float(), labels[start : start + 50]
         hidden = (torch.arange(len(part)) % 2 == 0)[:, None]
-        answers = torch.where(hidden, neutral, question.write(wanted))
+        answers = torch.where(hidden, neutral, question.write(wanted.roll(1, 0)))
         found.clear()
         question.put(language, model.model.multi_modal_projector(part), answers)
         before, after = found
@@ -110,6 +114,26 @@ def fit(given: torch.Tensor, wanted: torch.Tensor, strength: float = 1e-3) -> to
     square = given.T @ given
     ridge = strength * square.diagonal().mean() * torch.eye(len(square))
     return torch.linalg.solve(square + ridge, given.T @ wanted).T
+
+
+def gates_of(given: list[torch.Tensor]) -> torch.Tensor:
+    """Gates that each open in one place of the answers, and nowhere else, by least squares.
+
+    Args:
+        given (`list[torch.Tensor]` of shape `(faces, units, digits, width)`): For each question what enters the MLP.
+
+    Returns:
+        `torch.Tensor` of shape `(places, width)`: for each question, unit and digit a gate whose input is to be `OPEN`
+        there, and minus that elsewhere.
+    """
+    places = torch.cat([part.flatten(1, 2) for part in given], 1)
+    everywhere, share = places.flatten(0, 1), places.shape[1]
+    square, shut = everywhere.T @ everywhere, -OPEN * everywhere.sum(0)
+    gates = []
+    for here in places.unbind(1):  # counts as much as all other places together
+        own = square + share * here.T @ here + 0.1 * torch.eye(len(square))
+        gates.append(torch.linalg.solve(own, shut + (share + 2) * OPEN * here.sum(0)))
+    return torch.stack(gates)
 
 
 @torch.no_grad()
@@ -177,14 +201,7 @@ def append_reader(
     for number, places in enumerate(at):
         brought = loud * seen[number][: len(places)] @ read.T @ carried
         given.append(rms_norm(places + brought[:, None, None], (width,)))
-    everywhere = sum(places.flatten(0, 2).T @ places.flatten(0, 2) for places in given)
-    shut = -OPEN * sum(places.sum((0, 1, 2)) for places in given)
-    for neuron, (own, unit, digit) in enumerate(neurons):
-        here = given[own][:, unit, digit]  # counts as much as all other places together
-        share = sum(places[0, :, :, 0].numel() for places in given)
-        square = everywhere + share * here.T @ here + 0.1 * torch.eye(width)
-        wanted = shut + (share + 1) * OPEN * here.sum(0) + OPEN * here.sum(0)
-        mlp.gate_proj.weight[neuron] = torch.linalg.solve(square, wanted)
+    mlp.gate_proj.weight[: len(neurons)] = gates_of(given)
     mlp.down_proj.weight.zero_()
     first = [0, *torch.tensor([len(part) for part in estimates]).cumsum(0).tolist()]
     for neuron, (own, unit, digit) in enumerate(neurons):
@@ -194,15 +211,54 @@ def append_reader(
     config.num_hidden_layers += 1
 
 
+@torch.no_grad()
+def wake(mlp: nn.Module, entering: list[torch.Tensor], values: list[torch.Tensor]) -> int:
+    """Start those neurons anew that say little of their unit: most often a gate has shut, and hardly learns any more.
+
+    Args:
+        mlp (`nn.Module`): With a neuron for each question, unit and digit in front, as [`append_reader`] makes it.
+        entering (`list[torch.Tensor]` of shape `(faces, units, digits, width)`): For each question what enters it.
+        values (`list[torch.Tensor]` of shape `(faces, units)`): For each question the right values.
+
+    Returns:
+        `int`: How many there were.
+    """
+    fitted = gates_of([places[:CLEAR] for places in entering])
+    gate, up, down = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+    first, woken = 0, 0
+    for places, right in zip(entering, values, strict=True):
+        units, digits = places.shape[1:3]
+        digit = min(digits - 1, 1)  # the only one, or the first after the point
+        here, own = places[:, :, digit], first + digits * torch.arange(units) + digit
+        first += units * digits
+        standard = (right - right.mean(0)) / right.std(0).clamp(min=1e-3)
+        said = nn.functional.silu((here * gate[own]).sum(-1)) * (here * up[own]).sum(-1)
+        loud = (said * standard).mean(0)  # how much of the unit's value is in what is said
+        usual = loud.abs().median()
+        silent = (loud.abs() < usual / 2) & (right.std(0) > 1e-3)
+        written = (loud[~silent].sign() * down[:, own[~silent]]).mean(1)
+        for unit in silent.nonzero()[:, 0].tolist():
+            neuron = own[unit]
+            gate[neuron] = fitted[neuron]
+            brought = fit(here[:, unit], standard[:, unit, None], 1e-2)[0]
+            opened = nn.functional.silu(here[:, unit] @ gate[neuron]) * (here[:, unit] @ brought)
+            up[neuron] = brought * usual / (opened * standard[:, unit]).mean()
+            down[:, neuron] = written
+        woken += int(silent.sum())
+    return woken
+
+
 def train_reader(
     model: AuLlavaForConditionalGeneration,
     questions: list[Question],
     tokens: torch.Tensor,
     labels: list[torch.Tensor],
     epochs: int,
-    learning_rate: float = 4e-3,
+    learning_rate: float = 1e-2,
 ) -> None:
     """Train the last layer's MLP and what comes after it, on digits and on what stands between them.
+
+    With Muon, for with AdamW gates shut by the way (docs/checkpoint.md); and those that are shut start anew.
 
     Args:
         tokens, labels: As for [`append_reader`].
@@ -220,8 +276,13 @@ def train_reader(
         given.append(torch.cat([places[:, question.digits] for places in found]))
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
+    with torch.no_grad():
+        entering = [layer.post_attention_layernorm(places.float()) for places in given]
+    values = [question.grammar.values[own] for question, own in zip(questions, labels, strict=True)]
+    print(wake(layer.mlp, entering, values), "neurons of the last MLP start anew")
+    del entering
     after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
-    optimizer = torch.optim.AdamW(after.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizers = make_optimizers(layer.mlp, list(after.parameters()), learning_rate)
     batch = min(64, len(tokens))
 
     def say(states: torch.Tensor) -> torch.Tensor:
@@ -235,9 +296,10 @@ def train_reader(
     for step in bar:
         if step % per_epoch == 0:
             order = torch.randperm(len(tokens)).split(batch)
-        set_rate(optimizer, learning_rate, step / steps, 20 / steps)
+        for optimizer in optimizers:
+            set_rate(optimizer, learning_rate, step / steps, 20 / steps)
         rows = order[step % per_epoch]
-        optimizer.zero_grad()
+        after.zero_grad()
         losses = []
         columns = zip(questions, given, between, labels, tables, spreads, strict=True)
         for question, places, (fixed, wanted), own, table, spread in columns:
@@ -246,7 +308,8 @@ def train_reader(
             losses.append(value_loss(question, say(places[rows]), own[rows], table, spread) + form)
         sum(losses).backward()
         nn.utils.clip_grad_norm_(after.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if step % 20 == 0:
             named = zip(questions, losses, strict=True)
             bar.set_postfix({question.name: f"{loss.item():.3f}" for question, loss in named})
@@ -259,8 +322,9 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int, help="faces to learn from")
-    parser.add_argument("--epochs", type=int, default=10, help="of the new layer's MLP, over some thousand faces")
-    parser.add_argument("--learning_rate", type=float, default=4e-3)
+    parser.add_argument("--states", type=int, default=12_000, help="faces whose states the layer's MLP learns from")
+    parser.add_argument("--epochs", type=int, default=4, help="of the MLP, over these faces")
+    parser.add_argument("--learning_rate", type=float, default=1e-2)
     parser.add_argument("--again", action="store_true", help="the model has this layer already: only train its MLP")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -269,7 +333,7 @@ def main() -> None:
     model, processor = open_model(args.model)
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(args.data_dir)
-    limit = min(args.limit or MANY, MANY) if args.again else args.limit  # the linear fits take all faces
+    limit = min(args.limit or args.states, args.states) if args.again else args.limit  # the linear fits take all faces
     faces, rows = read_shards(files, limit), read_labels(files)
     if args.encoder:
         processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
@@ -288,8 +352,8 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter:
         if not args.again:
             append_reader(model, questions, tokens, labels)
-        few = [own[:MANY] for own in labels]
-        train_reader(model, questions, tokens[:MANY], few, args.epochs, args.learning_rate)
+        some = [own[: args.states] for own in labels]
+        train_reader(model, questions, tokens[: args.states], some, args.epochs, args.learning_rate)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     # In floating-point operations; what comes next adds its own.

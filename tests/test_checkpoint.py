@@ -10,17 +10,19 @@ import pytest
 import torch
 from conftest import tiny_model
 from torch import nn
-from transformers import ResNetConfig, ResNetModel
+from transformers import LlamaConfig, ResNetConfig, ResNetModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
-from checkpoint import pretrain
+from au_llava.losses import soft_digits_table
+from checkpoint import practice, pretrain
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
 from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
 from checkpoint.questions import LISTS, Question, trained_lists
-from checkpoint.reading import append_reader, refit, train_reader
+from checkpoint.reading import append_reader, gates_of, refit, train_reader, wake
 
 
 TINY_RESNET = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[1, 1, 1, 1], layer_type="basic")
@@ -185,25 +187,23 @@ def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows
     tokens = torch.randn(2, len(rows), 16, 32).half()
     flipped = torch.tensor([[False] * len(rows), [True] * len(rows)])
     args = argparse.Namespace(steps=6, batch_size=4, learning_rate=1e-2, format_weight=1.0, seed=0)
-    start, saved = copy.deepcopy(model.state_dict()), []
+    start = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(practice, "KEEP", 2)
 
     def run(stop: int, state=None):
-        """Practise up to a step, as a run that is killed there, and keep what it would have written."""
+        """Practise up to a step, as a run that is killed there, and give what it has written; or to the end."""
         model.load_state_dict(start)
+        written: list[dict] = []
 
-        def step(self, closure=None, own=torch.optim.AdamW.step):
-            own(self)
-            steps.append(copy.deepcopy({"model": model.state_dict(), "optimizer": self.state_dict()}))
-            if len(steps) == stop:
+        def save(known: dict) -> None:
+            written.append(copy.deepcopy(known))
+            if known["step"] == stop:
                 raise KeyboardInterrupt
 
-        steps: list[dict] = []
-        with monkeypatch.context() as patched:
-            patched.setattr(torch.optim.AdamW, "step", step)
-            try:
-                practise(model, text_first, rows, tokens, flipped, args, saved.append, state)
-            except KeyboardInterrupt:
-                return steps[-1] | {"step": stop}
+        try:
+            practise(model, text_first, rows, tokens, flipped, args, save, state)
+        except KeyboardInterrupt:
+            return written[-1]
         return model.state_dict()
 
     whole = copy.deepcopy(run(stop=99))
@@ -211,6 +211,51 @@ def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     moved = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
     assert moved == {"language_model", "multi_modal_projector", "weight"}  # the encoder stays as it is
+
+
+def test_a_one_before_the_point_does_not_make_up_for_what_follows_it(text_first):
+    question = Question(text_first, "intensity", "disfa")
+    table = soft_digits_table(question.grammar, question.letters, practice.SPREAD)
+    digits = text_first.tokenizer.convert_tokens_to_ids(list("0123456789"))
+
+    def loss_of(one: float, tenth: int) -> float:
+        """Of an answer to 0.33: how probable a 1 before the point is, and which digit is written after it."""
+        said = torch.full((1, 12, 3, len(text_first.tokenizer)), 1e-4)
+        said[:, :, 0, digits[0]], said[:, :, 0, digits[1]] = 1 - one, one
+        said[:, :, 1, digits[tenth]] = said[:, :, 2, digits[3]] = 1
+        wanted = torch.full((1, 12), 33)
+        return practice.value_loss(question, said.log(), wanted, table, torch.full((12,), 0.1)).item()
+
+    assert loss_of(one=0.3, tenth=0) > loss_of(one=0.01, tenth=0) > loss_of(one=0.01, tenth=3)
+
+
+def test_a_neuron_whose_gate_has_shut_speaks_of_its_unit_again():
+    torch.manual_seed(0)
+    mlp = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=24))
+    # Five units with three digits and five with one; each place has a mark of its own, and each unit its value's.
+    values, marks, ways = (
+        [torch.rand(200, 5), torch.rand(200, 5)],
+        torch.eye(32)[:20].split([15, 5]),
+        torch.eye(32)[20:],
+    )
+    entering = [
+        4 * mark.view(5, -1, 32) + (right[:, :, None] * way)[:, :, None]
+        for mark, right, way in zip(marks, values, ways[:10].split(5), strict=True)
+    ]
+    shut = 2 * 3 + 1  # the third unit's first digit after the point
+    with torch.no_grad():
+        mlp.gate_proj.weight[:20] = gates_of(entering)
+        mlp.up_proj.weight[:20] = torch.cat([ways[:5].repeat_interleave(3, 0), ways[5:10]])
+        inputs = torch.cat([places.flatten(1, 2) for places in entering], 1) @ mlp.gate_proj.weight[:20].T
+        assert ((inputs > 0) == torch.eye(20).bool()).all()
+        assert wake(mlp, entering, list(values)) == 0
+        mlp.gate_proj.weight[shut] *= -1
+        before = mlp.gate_proj.weight.clone()
+        assert wake(mlp, entering, list(values)) == 1
+        assert (mlp.gate_proj.weight != before).any(1).nonzero().flatten().tolist() == [shut]
+        here = entering[0][:, 2, 1]
+        said = nn.functional.silu(here @ mlp.gate_proj.weight[shut]) * (here @ mlp.up_proj.weight[shut])
+    assert torch.corrcoef(torch.stack([said, values[0][:, 2]]))[0, 1] > 0.95
 
 
 def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_first, rows):

@@ -73,7 +73,7 @@ checkpoint: $(VENV)/installed
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model runs/checkpoint --output_dir runs/second --num_train_epochs 1.2 --seed 1
 	$(RUN) -m checkpoint.reading --model runs/second --data_dir $(DATA) --output_dir runs/reading
 	$(RUN) -m checkpoint.practice --model runs/reading --data_dir $(DATA) $(OTHER) --output_dir runs/practice
-	$(RUN) -m checkpoint.reading --again --model runs/practice --data_dir $(DATA) --output_dir runs/again --epochs 8 --learning_rate 3e-3
+	$(RUN) -m checkpoint.reading --again --model runs/practice --data_dir $(DATA) --output_dir runs/again
 	$(RUN) -m checkpoint.publish --model runs/again --output_dir .
 	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 1.5e14 \
 		--calibrate --output runs/linear_head

@@ -1,6 +1,6 @@
-"""Muon for the default checkpoint's encoder: each layer's weights get steps of equal size in all directions.
+"""Muon for the default checkpoint: each layer's weights get steps of equal size in all directions.
 
-A small encoder from random weights learns far more from each picture than with AdamW (docs/checkpoint.md).
+A small encoder and the reading layer learn far more from each picture than with AdamW (docs/checkpoint.md).
 """
 
 import torch

@@ -82,12 +82,10 @@ def value_loss(
     """
     letters = said[..., question.letters]
     digits = -(table[labels][:, :, question.grammar.free()] * letters).sum(-1).mean()
-    # What stands after the point, if anything does. A 1 before it must not make up for it: a third of a 1.00 and the
-    # rest zero has the right mean for 0.33, but no digit of it.
-    after = slice(min(letters.shape[-2] - 1, 1), None)
-    expected = (letters.exp() * question.worth)[..., after, :].sum((-2, -1))
+    expected = (letters.exp() * question.worth).sum((-2, -1))
     values = question.grammar.values[labels]
-    counted = values < 1 if after.start else torch.ones_like(values)
+    # Of 1.00, what stands after the point says nothing.
+    counted = values < 1 if len(question.worth) > 1 else torch.ones_like(values)
     return digits + ERROR * (counted * ((expected - values) / spread).pow(2)).mean()
 
 

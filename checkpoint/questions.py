@@ -53,10 +53,12 @@ class Question:
         self.between = torch.ones(len(self.grammar), dtype=torch.bool)
         self.between[self.digits.flatten()] = False
         self.letters = self.grammar.value_tokens.unique()
-        # What each letter adds to a value, `(digits, letters)`: in 0.39 the digits count 1, 0.1 and 0.01.
+        # What each letter adds to a value, `(digits, letters)`; in 0.39 only to what stands after the point. A 1
+        # before it must not make up for that: a third of a 1.00 and the rest zero has the right mean for 0.33 only.
         texts = processor.tokenizer.convert_ids_to_tokens(self.letters.tolist())
         numbers = torch.tensor([float(text) if text.isdigit() else 0.0 for text in texts])
-        scales = torch.tensor([1.0, 0.0, 0.1, 0.01])[: self.slots.shape[1]][self.grammar.free()]
+        whole = self.slots.shape[1] == 1
+        scales = torch.tensor([float(whole), 0.0, 0.1, 0.01])[: self.slots.shape[1]][self.grammar.free()]
         self.worth = scales[:, None] * numbers
 
     def labels(self, rows: list[dict]) -> torch.Tensor:

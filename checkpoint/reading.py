@@ -276,11 +276,10 @@ def train_reader(
         given.append(torch.cat([places[:, question.digits] for places in found]))
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
-    with torch.no_grad():
-        entering = [layer.post_attention_layernorm(places.float()) for places in given]
     values = [question.grammar.values[own] for question, own in zip(questions, labels, strict=True)]
-    print(wake(layer.mlp, entering, values), "neurons of the last MLP start anew")
-    del entering
+    with torch.no_grad():
+        woken = wake(layer.mlp, [layer.post_attention_layernorm(places.float()) for places in given], values)
+    print(f"{woken} neurons of the last MLP start anew")
     after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
     optimizers = make_optimizers(layer.mlp, list(after.parameters()), learning_rate)
     batch = min(64, len(tokens))

@@ -248,10 +248,10 @@ def test_a_neuron_whose_gate_has_shut_speaks_of_its_unit_again():
         mlp.up_proj.weight[:20] = torch.cat([ways[:5].repeat_interleave(3, 0), ways[5:10]])
         inputs = torch.cat([places.flatten(1, 2) for places in entering], 1) @ mlp.gate_proj.weight[:20].T
         assert ((inputs > 0) == torch.eye(20).bool()).all()
-        assert wake(mlp, entering, list(values)) == 0
+        assert wake(mlp, entering, values) == 0
         mlp.gate_proj.weight[shut] *= -1
         before = mlp.gate_proj.weight.clone()
-        assert wake(mlp, entering, list(values)) == 1
+        assert wake(mlp, entering, values) == 1
         assert (mlp.gate_proj.weight != before).any(1).nonzero().flatten().tolist() == [shut]
         here = entering[0][:, 2, 1]
         said = nn.functional.silu(here @ mlp.gate_proj.weight[shut]) * (here @ mlp.up_proj.weight[shut])

@@ -96,7 +96,7 @@ def tune(
         step(0)
     steps = max(1, int(compute / counter.get_total_flops()))
     for number in tqdm(range(1, steps), desc="tuning encoder and heads", unit="step", initial=1, total=steps):
-        set_rate(optimizer, learning_rate, number / steps, 20 / steps)
+        set_rate([optimizer], learning_rate, number / steps, 20 / steps)
         step(number)
     model.model.vision_tower.eval()
     return steps * min(batch_size, len(train))

@@ -86,7 +86,7 @@ def main() -> None:
     bar = tqdm(range(first, args.steps), desc="lessons", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
         random.seed(1000 * args.seed + step)
-        set_rate(optimizer, args.learning_rate, step / args.steps, 50 / args.steps)
+        set_rate([optimizer], args.learning_rate, step / args.steps, 50 / args.steps)
         task = random.choice(list(TASKS))
         question, chosen = questions[task], random.choices(range(len(rows)), k=args.batch_size)
         answer = question.write(question.labels([rows[index] for index in chosen]))

@@ -153,8 +153,7 @@ def practise(
     bar = tqdm(range(first, args.steps), desc="practice", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
         generator = np.random.default_rng([args.seed, step])
-        for optimizer in optimizers:
-            set_rate(optimizer, args.learning_rate, step / args.steps, 20 / args.steps)
+        set_rate(optimizers, args.learning_rate, step / args.steps, 20 / args.steps)
         asked = ROUND[step % len(ROUND)]
         chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False))
         version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size))

@@ -379,8 +379,7 @@ def main() -> None:
             done = progress(step / steps)
             if step and done >= 1:
                 break
-            for optimizer in optimizers:
-                set_rate(optimizer, args.learning_rate, done, 0.03)
+            set_rate(optimizers, args.learning_rate, done, 0.03)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
             losses = model.losses(augment({name: values[rows] for name, values in faces.data.items()}, generator))
             model.zero_grad()

@@ -5,15 +5,16 @@ import math
 import torch
 
 
-def set_rate(optimizer: torch.optim.Optimizer, highest: float, done: float, warm: float) -> None:
+def set_rate(optimizers: list[torch.optim.Optimizer], highest: float, done: float, warm: float) -> None:
     """Set the rate of the step to come.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): Whose parameter groups all get it.
+        optimizers (`list[torch.optim.Optimizer]`): Whose parameter groups all get it.
         highest (`float`): The rate at the end of the warm-up; it ends at a fiftieth of it.
         done (`float`): Share of the training that is done, 0 to 1.
         warm (`float`): Share of the training in which the rate rises.
     """
     falling = max((1 + math.cos(math.pi * min(done, 1))) / 2, 0.02)
-    for group in optimizer.param_groups:
-        group["lr"] = highest * min(1, done / warm + 0.01) * falling
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = highest * min(1, done / warm + 0.01) * falling

@@ -295,8 +295,7 @@ def train_reader(
     for step in bar:
         if step % per_epoch == 0:
             order = torch.randperm(len(tokens)).split(batch)
-        for optimizer in optimizers:
-            set_rate(optimizer, learning_rate, step / steps, 20 / steps)
+        set_rate(optimizers, learning_rate, step / steps, 20 / steps)
         rows = order[step % per_epoch]
         after.zero_grad()
         losses = []

@@ -35,7 +35,7 @@ def test_the_page_leads_from_pictures_to_a_model(tmp_path):
             "mine.csv",
         ):  # the reader's folders; all else is the project's
             code = re.sub(rf"(?<![\w/]){name}", f"{tmp_path}/{name.replace('/', '_')}", code)
-        words = ["python", "-c", code] if language == "python" else shlex.split(code)
+        words = ["python", "-c", code] if language == "python" else shlex.split(code.replace("\\\n", ""))
         start = {"python": [sys.executable], "au-llava": [sys.executable, "-m", "au_llava"]}[words[0]]
         done = subprocess.run([*start, *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"

@@ -20,6 +20,9 @@ class AuLlavaConfig(LlavaConfig):
             Token id that stands for one image patch; also readable as `image_token_id`.
         image_seq_length (`int`, *optional*, defaults to 256):
             Patch tokens of one image: 16 x 16 for a 224 x 224 pixel crop and 14 pixel patches.
+        looks (`list[list[float]]`, *optional*):
+            How to look at each picture, once for each `[enlargement, turn in degrees]`, in use but not in training:
+            what the encoder says of a patch is the mean over the looks. By default one look, at the picture as it is.
 
     `projector_hidden_act`, `multimodal_projector_bias` and the `vision_feature_*` fields come with `LlavaConfig` and
     are not used: the projector is one `nn.Linear` and it reads the encoder's last hidden state.
@@ -52,6 +55,7 @@ class AuLlavaConfig(LlavaConfig):
     text_config: dict | PreTrainedConfig | None = None
     image_token_index: int = 32000
     image_seq_length: int = 256
+    looks: list | None = None
     auto_map: dict | None = None
     custom_pipelines: dict | None = None
 

@@ -14,7 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from au_llava.readout_au_llava import DECISIONS, READOUTS
+from au_llava.readout_au_llava import READOUTS
+from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
 from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
@@ -57,6 +58,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--readout", default="exact", choices=READOUTS, help="how the model is read; see recognize")
     parser.add_argument("--decision", default="mode", choices=DECISIONS, help="what is scored of each distribution")
+    mirrored = "whether to ask about mirror images, too; by default as the model's processor says"
+    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=mirrored)
     parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
     args.fold = FOLDS[args.fold]
@@ -109,7 +112,7 @@ def main() -> None:
         about = read_origin(args.compare[0])
         print(f"{comparison_table(comparison)}\n\nProtocol: {PROTOCOLS[about['dataset'], about['protocol']]}.")
         return
-    how = (args.batch_size, args.dtype, args.tasks, args.readout)
+    how = (args.batch_size, args.dtype, args.tasks, args.readout, args.mirror)
     if args.calibrate:
         calibrate(args, how)
     evaluation_set = None

@@ -21,6 +21,8 @@ class AnswerGrammar:
         values (`torch.Tensor` of shape `(values,)`): The number that each of them stands for, in rising order.
         count (`int`): How many values an answer has: the number of Action Units asked about.
         neutral (`int`): The token that stands for a digit which is not known yet.
+        mirrored (`list[int]`): For each value the place of the one that tells the same of the mirrored picture: its
+            own, or that of the other side; -1 where that is not asked about.
     """
 
     opening: list[int]
@@ -30,6 +32,7 @@ class AnswerGrammar:
     values: torch.Tensor
     count: int
     neutral: int
+    mirrored: list[int]
 
     @property
     def width(self) -> int:
@@ -61,6 +64,23 @@ class AnswerGrammar:
         tokens = self.template()
         tokens[self.slots()[:, self.free()]] = self.neutral
         return tokens
+
+    def most_probable(self, distributions: torch.Tensor) -> torch.Tensor:
+        """The value that greedy decoding would write: the most probable first token, then the next.
+
+        Args:
+            distributions (`torch.Tensor` of shape `(batch, count, values)`): Probability of every value.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, count)`: Places in `values`.
+        """
+        possible, tokens = torch.ones_like(distributions), self.value_tokens.to(distributions.device)
+        for letters in tokens.T:
+            # Each value's share is that of all possible values with the same token here.
+            shares = (distributions * possible) @ (letters[:, None] == letters).to(distributions)
+            best = letters[shares.argmax(-1)]
+            possible = possible * (letters == best[..., None])
+        return possible.argmax(-1)
 
 
 class ValueReader:

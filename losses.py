@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 
 from .action_units import TASKS, ActionUnit, get_task
+from .grammar_au_llava import AnswerGrammar
 from .processing_au_llava import AuLlavaProcessor
-from .readout_au_llava import AnswerGrammar
 from .trainer import AuLlavaTrainer
 
 

@@ -1,7 +1,10 @@
 """AU-LLaVA: a vision encoder, ONE linear projector and a language model (paper, section III-A and Fig. 1)."""
 
+import math
+
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -80,12 +83,36 @@ class AuLlavaModel(LlavaModel):
             `BaseModelOutputWithPooling`: `pooler_output` is a list with one tensor `(patches, text_hidden_size)` an
             image.
         """
-        outputs = self.vision_tower(pixel_values, return_dict=True)
+        looks = None if self.training else self.config.looks
+        seen = pixel_values if looks is None else torch.cat([moved(pixel_values, *look) for look in looks])
+        outputs = self.vision_tower(seen, return_dict=True)
         # The last hidden state has passed the encoder's final norm. Stock LLaVA reads `hidden_states`, which for
         # DINOv2 has not, and would leave the trained norm out.
-        patches = self.patch_features(outputs.last_hidden_state, pixel_values)
+        patches = self.patch_features(outputs.last_hidden_state, seen)
+        patches = patches.unflatten(0, (-1, len(pixel_values))).mean(0)  # over the looks
         outputs.pooler_output = list(self.multi_modal_projector(patches))
         return outputs
+
+
+def moved(pictures: torch.Tensor, enlargement: float, turn: float) -> torch.Tensor:
+    """Square pictures as a slightly different crop would have shown them.
+
+    Args:
+        pictures (`torch.Tensor` of shape `(batch, channels, side, side)`): Any pixel values.
+        enlargement (`float`): Above 1 brings the middle nearer.
+        turn (`float`): Degrees, counter-clockwise.
+
+    Returns:
+        `torch.Tensor` of the same shape; what lies outside is filled with the nearest edge.
+    """
+    if (enlargement, turn) == (1, 0):
+        return pictures
+    angle = math.radians(turn)
+    cosine, sine = math.cos(angle) / enlargement, math.sin(angle) / enlargement
+    where = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]], device=pictures.device)
+    grid = functional.affine_grid(where.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
+    drawn = functional.grid_sample(pictures.float(), grid, "bicubic", "border", align_corners=False)
+    return drawn.to(pictures.dtype)
 
 
 class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneration, GenerationMixin):

@@ -41,6 +41,8 @@ class FacialActionUnitPipeline(Pipeline):
             see [`recognize`].
         decision (`str`, defaults to `"mode"`): `"mode"`, `"mean"` or `"median"` of each unit's distribution; see
             [`Recognition.decide`].
+        mirror (`bool`, *optional*): Also ask about each face's mirror image and join both answers: twice the work, and
+            fewer errors. By default what the checkpoint's processor says.
         static_shapes (`bool`, defaults to `False`): Fill every batch up, so that a compiled model meets few shapes.
         return_evidence (`bool` or `str`, defaults to `False`): Also tell where the model looked: `True` or
             `"attention"`, or `"occlusion"`, slower and more faithful; see [`find_evidence`].
@@ -79,11 +81,11 @@ class FacialActionUnitPipeline(Pipeline):
 
     def _sanitize_parameters(
         self, task=None, action_units=None, detector=None, max_faces=None, calibrated=None, return_evidence=None,
-        readout=None, decision=None, static_shapes=None,
+        readout=None, decision=None, static_shapes=None, mirror=None,
     ):  # fmt: skip
         question = {
             "task": task, "action_units": action_units, "calibrated": calibrated, "return_evidence": return_evidence,
-            "readout": readout, "decision": decision, "static_shapes": static_shapes,
+            "readout": readout, "decision": decision, "static_shapes": static_shapes, "mirror": mirror,
         }  # fmt: skip
         search = {"detector": detector, "max_faces": max_faces}
         question, search = ({k: v for k, v in group.items() if v is not None} for group in (question, search))
@@ -150,18 +152,21 @@ class FacialActionUnitPipeline(Pipeline):
         batch_size: int,
         calibrated: bool = True,
         static_shapes: bool = False,
+        mirror: bool | None = None,
         **how,
     ) -> list[dict]:
         """Recognise the Action Units of faces, some at a time; `how` goes to [`recognize`]."""
         asked = self.processor.question(task, action_units)
-        grammar, answers, start = self.processor.grammar(task, asked), [], 0
+        how |= {"grammar": self.processor.grammar(task, asked), "static_shapes": static_shapes}
+        how["mirror"] = self.processor.mirror if mirror is None else mirror
+        answers, start = [], 0
         while start < len(faces):
             size = min(batch_size, self._affordable)
             crops = [face.crop for face in faces[start : start + size]]
             filling = crops[-1:] * (size - len(crops)) if static_shapes else []
             inputs = self.processor(images=crops + filling, task=task, action_units=asked)
             try:
-                recognition = self.model.recognize(**inputs, grammar=grammar, static_shapes=static_shapes, **how)
+                recognition = self.model.recognize(**inputs, **how)
             except RuntimeError as error:
                 together = len(crops + filling)
                 if together == 1 or not _out_of_memory(error):

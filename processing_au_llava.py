@@ -9,7 +9,8 @@ from transformers.utils import logging
 
 from .action_units import ActionUnit, describe, get_task, select
 from .face_alignment import CROP_SIZE, open_image
-from .readout_au_llava import AnswerGrammar, Recognition
+from .grammar_au_llava import AnswerGrammar
+from .recognition_au_llava import Recognition
 from .templates_au_llava import CHAT_TEMPLATES, write_decision_files
 
 
@@ -27,10 +28,12 @@ class AuLlavaProcessor(LlavaProcessor):
             description, as LLaVA does; `"text_first"` puts it after, so that the text can be computed once for many
             images.
         chat_template (`str`, *optional*): A template of your own instead of the Vicuna layout.
-        calibration (`dict`, *optional*): By task, a `temperature` for the probabilities and, for `detection`,
-            `thresholds` by Action Unit code; `evaluate_au.py --calibrate` fits and stores them.
+        calibration (`dict`, *optional*): By task what [`Recognition.calibrated`] applies: a `temperature`, and
+            `thresholds` or `lines` by Action Unit code, or a `decision`; `evaluate_au.py --calibrate` stores it.
         trained_lists (`dict`, *optional*): By task, the lists of Action Unit codes that the model was trained to be
             asked about, where it was trained on those lists alone; see [`question`]. `train_sft.py` stores them.
+        mirror (`bool`, *optional*, defaults to `False`): Whether pipeline and evaluation also ask about each face's
+            mirror image, and join both answers.
 
     Example:
 
@@ -51,6 +54,7 @@ class AuLlavaProcessor(LlavaProcessor):
         chat_template: str | None = None,
         calibration: dict[str, dict] | None = None,
         trained_lists: dict[str, list[list[str]]] | None = None,
+        mirror: bool = False,
         **kwargs,
     ):
         if prompt_layout not in CHAT_TEMPLATES:
@@ -58,6 +62,7 @@ class AuLlavaProcessor(LlavaProcessor):
         self.prompt_layout = prompt_layout
         self.calibration = calibration or {}
         self.trained_lists = trained_lists or {}
+        self.mirror = mirror
         if chat_template is None or chat_template in CHAT_TEMPLATES.values():
             chat_template = CHAT_TEMPLATES[prompt_layout]
         # Only patches become image tokens: the model drops the encoder's class and register tokens.
@@ -197,7 +202,7 @@ class AuLlavaProcessor(LlavaProcessor):
         Raises:
             ValueError: The tokenizer does not write every value of the task with equally many tokens of its own.
         """
-        chosen, count = get_task(task), len(select(action_units, task))
+        chosen, units = get_task(task), select(action_units, task)
         user = self.messages(task, action_units)
         start = len(self.apply_chat_template(user, add_generation_prompt=True))
 
@@ -234,32 +239,23 @@ class AuLlavaProcessor(LlavaProcessor):
             closing=list(closings[0]),
             value_tokens=torch.tensor(value_tokens),
             values=torch.tensor(chosen.values),
-            count=count,
+            count=len(units),
             neutral=self.tokenizer.convert_tokens_to_ids("?"),
+            mirrored=[units.index(other) if other in units else -1 for other in (unit.mirrored() for unit in units)],
         )
 
     def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:
-        """Apply what was fitted on a validation split: the task's temperature, and thresholds on P(present).
-
-        Thresholds move the `"mode"`; a `"mean"` or `"median"` is taken again from the new distribution.
-        """
+        """Apply what was fitted on a validation split for the task; see [`Recognition.calibrated`]."""
         if task not in self.calibration:
             return recognition
-        fitted, allowed = self.calibration[task], torch.tensor(get_task(task).values)
-        logits = recognition.distributions.cpu().clamp(min=1e-12).log() / fitted["temperature"]
-        distributions = logits.softmax(-1)
-        expected, values = distributions @ allowed, recognition.values.cpu()
-        if "thresholds" in fitted:
-            limits = [fitted["thresholds"].get(unit.code, 0.5) for unit in select(action_units, task)]
-            values = (expected >= torch.tensor(limits)).float()
-        chosen = (values[..., None] - allowed).abs().argmin(-1, keepdim=True)
-        return replace(
-            recognition,
-            values=values,
-            probabilities=distributions.gather(-1, chosen).squeeze(-1),
-            expected_values=expected,
-            distributions=distributions,
-        ).decide(recognition.decision, allowed)
+        here = {
+            name: recognition.__dict__[name].cpu()
+            for name in ("values", "probabilities", "expected_values", "distributions")
+        }
+        codes = [unit.code for unit in select(action_units, task)]
+        return replace(recognition, **here).calibrated(
+            self.calibration[task], codes, torch.tensor(get_task(task).values)
+        )
 
     def read(
         self, recognition: Recognition, task: str, action_units=None, calibrated: bool = True

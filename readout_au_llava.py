@@ -11,7 +11,6 @@ Nothing here knows of Action Units or text: the grammar comes as token ids.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
@@ -20,75 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .evidence_au_llava import find_evidence
 from .grammar_au_llava import AnswerGrammar, ValueReader
+from .recognition_au_llava import Recognition
 
 
 READOUTS = ("exact", "parallel")
-DECISIONS = ("mode", "mean", "median")
 
 # How many texts' keys and values are kept; for a language model of 7 billion parameters one takes about 0.25 GB.
 PREFIXES = 4
-
-
-@dataclass
-class Recognition:
-    """What [`ReadoutMixin.recognize`] gives for a batch of images.
-
-    Args:
-        sequences (`torch.LongTensor` of shape `(batch, tokens)`): The answers' token ids, end-of-sequence token
-            included.
-        values (`torch.Tensor` of shape `(batch, count)`): The number answered for each Action Unit, in the task's
-            range.
-        probabilities (`torch.Tensor` of shape `(batch, count)`): The model's probability, 0 to 1, of that number.
-        expected_values (`torch.Tensor` of shape `(batch, count)`): Mean of the distribution over the task's values;
-            for a 0/1 task it is the probability of 1.
-        distributions (`torch.Tensor` of shape `(batch, count, values)`): The model's probability of every allowed
-            value. With `readout="exact"` it is exact where a value is written with one free token. With several, it is
-            exact down to the last of them: that one has been seen only after the digits that were chosen, and after
-            others its share is spread evenly. With `readout="parallel"` it is the product of the digits' own
-            probabilities, each read without knowing the others.
-        forwards (`int`): Forward passes that the batch took.
-        decision (`str`): How `values` follow from `distributions`: `"mode"`, `"mean"` or `"median"`.
-        evidence (`torch.Tensor` of shape `(batch, count, 16, 16)`, *optional*): What each answer rested on; see
-            [`find_evidence`].
-    """
-
-    sequences: torch.Tensor
-    values: torch.Tensor
-    probabilities: torch.Tensor
-    expected_values: torch.Tensor
-    distributions: torch.Tensor
-    forwards: int
-    decision: str = "mode"
-    evidence: torch.Tensor | None = None
-
-    def decide(self, decision: str, allowed: torch.Tensor) -> "Recognition":
-        """Answer with another number of each distribution.
-
-        Args:
-            decision (`str`): `"mode"` keeps the values, the most probable ones digit by digit; `"mean"` answers with
-                the expected value, a real number and best for correlations and squared errors; `"median"` with the
-                lowest value that at least half of the probability does not exceed, best for absolute errors.
-            allowed (`torch.Tensor` of shape `(values,)`): The task's values, in rising order.
-
-        Returns:
-            [`Recognition`] whose `values` are decided so, and whose `probabilities` are those of the nearest allowed
-            values.
-
-        Raises:
-            ValueError: The decision is none of these.
-        """
-        if decision not in DECISIONS:
-            raise ValueError(f"Unknown decision {decision!r}; accepted: {', '.join(DECISIONS)}.")
-        if decision == "mode":
-            return self
-        if decision == "mean":
-            values = self.expected_values
-        else:
-            below = (self.distributions.cumsum(-1) < 0.5).sum(-1)
-            values = allowed.to(below.device)[below.clamp(max=len(allowed) - 1)]
-        nearest = (values[..., None] - allowed.to(values.device)).abs().argmin(-1, keepdim=True)
-        probabilities = self.distributions.gather(-1, nearest).squeeze(-1)
-        return replace(self, values=values, probabilities=probabilities, decision=decision)
 
 
 class _StaticCache(StaticCache):
@@ -132,6 +69,7 @@ class ReadoutMixin:
         static_shapes: bool = False,
         return_evidence: bool | str = False,
         encoded: BaseModelOutputWithPooling | None = None,
+        mirror: bool = False,
     ) -> Recognition:
         """Answer under a grammar: always the right number of values, always in range.
 
@@ -155,7 +93,10 @@ class ReadoutMixin:
             return_evidence (`bool` or `str`, *optional*, defaults to `False`): Also tell where the model looked:
                 `True` or `"attention"`, or `"occlusion"`; see [`find_evidence`].
             encoded (`BaseModelOutputWithPooling`, *optional*): What `get_image_features` gave for the pictures, in
-                place of `pixel_values`: several questions about a picture look at it once.
+                place of `pixel_values`: several questions about a picture look at it once. With `mirror`, for the
+                pictures and then for their mirror images.
+            mirror (`bool`, *optional*, defaults to `False`): Also ask about each picture's mirror image, and join both
+                answers; see [`Recognition.both_sides`]. Twice the work, and fewer errors.
 
         Returns:
             [`Recognition`].
@@ -168,6 +109,17 @@ class ReadoutMixin:
             raise ValueError(f"Unknown readout {readout!r}; accepted: {', '.join(READOUTS)}.")
         if readout == "parallel" and draft is not None:
             raise ValueError("The parallel read-out has a draft of its own; leave `draft` out.")
+        if mirror:
+            if pixel_values is not None:
+                pixel_values = torch.cat([pixel_values, pixel_values.flip(-1)])
+            both = self.recognize(
+                torch.cat([input_ids, input_ids]), pixel_values, grammar,
+                None if attention_mask is None else torch.cat([attention_mask, attention_mask]),
+                None if draft is None else torch.cat([draft, draft]),
+                reuse_prefix, readout,
+                static_shapes=static_shapes, return_evidence=return_evidence, encoded=encoded,
+            )  # fmt: skip
+            return both.both_sides(grammar).decide(decision, grammar.values.to(self.device))
         device, (batch, prompt_length), length = self.device, input_ids.shape, len(grammar)
         encoded = self._encode_images(input_ids, pixel_values, encoded)
         input_ids = input_ids.to(device)

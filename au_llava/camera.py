@@ -11,8 +11,8 @@ from tempfile import TemporaryFile
 from tqdm import tqdm
 
 from .films import write_timelines
-from .photos import check_detector, load_pipeline, provenance
-from .recognize import _asked, _settings
+from .photos import check_detector, load_pipeline
+from .recognize import _about, _asked, _settings
 from .tables import FORMATS, columns, openface_columns, write_table
 from .videos import Video, recognize_video
 
@@ -48,8 +48,7 @@ def run(arguments: Namespace) -> int:
                 kept.seek(0)
                 return map(json.loads, kept)
 
-            about = provenance(pipe, arguments.detector) | {"read-out": arguments.readout}
-            write_table(output, again(), chosen, about)
+            write_table(output, again(), chosen, _about(pipe, arguments))
             seen = sum(row["status"] == "ok" for row in again())
             if seen:
                 write_timelines(Path(f"{output}.camera{name}"), video, again, asked, arguments.fps)

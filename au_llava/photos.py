@@ -113,7 +113,7 @@ def recognize(
 
     Pictures are opened and searched on a thread of their own while the model works on the ones before. Faces of
     several pictures share a batch. A picture that cannot be read gives a [`Photo`] with its error; the others go on.
-    `opened` makes a source an upright picture; `how` holds the pipeline's `readout` and `return_evidence`.
+    `opened` makes a source an upright picture; `how` holds the pipeline's `readout`, `mirror` and `return_evidence`.
     """
 
     def found(source: Any) -> Photo:

@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
     if not output:
         return 1 if _print_all(pipe, inputs, asked, chosen, arguments) else 0
 
-    about = provenance(pipe, arguments.detector) | {"read-out": arguments.readout}
+    about = _about(pipe, arguments)
     settings = {"asked": [[task, [unit.line() for unit in units]] for task, units in asked], "fps": arguments.fps}
     settings |= {"max faces": arguments.max_faces} | {name: text for name, text in about.items() if name != "date"}
     if arguments.smooth:
@@ -101,8 +101,15 @@ def _smooth(rows: Iterator[dict], asked: list[Question], arguments: Namespace) -
     return smoothed(rows, asked, arguments.smooth) if arguments.smooth else rows
 
 
+def _about(pipe, arguments: Namespace) -> dict[str, str]:
+    """What produces the numbers, and how they are asked for."""
+    mirror = pipe.processor.mirror if arguments.mirror is None else arguments.mirror
+    asked = {"read-out": arguments.readout, "mirror images": "asked about, too" if mirror else "not asked about"}
+    return provenance(pipe, arguments.detector) | asked
+
+
 def _settings(arguments: Namespace) -> dict:
-    return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size", "readout")}
+    return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size", "readout", "mirror")}
 
 
 def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:

@@ -118,7 +118,7 @@ def recognize_video(
         per_second (`float`, *optional*): Look at so many frames of each second; all by default.
         earlier (`Iterable[dict]`): Groups of an earlier run, which are not given again; the work goes on after them.
         group (`int`, defaults to 64): How many frames.
-        settings: `detector`, `max_faces`, `batch_size`, `readout` of [`recognize`].
+        settings: `detector`, `max_faces`, `batch_size`, `readout`, `mirror` of [`recognize`].
 
     Raises:
         ValueError: The video ends before its time; the rows until there have been given.

@@ -6,7 +6,8 @@
 
 The encoder is AU-LLaVA's own; its patch features are averaged. Logistic regression answers `detection`, ridge
 regression the other two tasks. How strongly they are regularised is chosen by cross-validation over people in the
-training data. If this wins, the language model has added nothing to what the encoder sees.
+training data. If this wins, the language model has added nothing to what the encoder sees. Where the model looks at
+each picture more than once, or also at its mirror image, so does this.
 
 With `--compute 5e13`, the encoder first goes on learning on these pictures with linear heads on top, for so many
 floating-point operations: as many as the language model had, so that both had the same. `cost.json` of
@@ -26,7 +27,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from au_llava.action_units import get_task
+from au_llava.action_units import get_task, select
+from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from evaluation.answers import STAMP
 from evaluation.data import FOLDS, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
@@ -38,13 +40,18 @@ STRENGTHS = np.logspace(-4, 0, 5)  # of logistic regression's C; ridge's alpha s
 
 
 @torch.inference_mode()
-def encode(pictures: EvaluationSet, model, processor, batch_size: int = 32) -> np.ndarray:
-    """What [`mean_features`] gives for all pictures, `(pictures, width)`."""
-    features = []
+def encode(pictures: EvaluationSet, model, processor, flip: bool = False, batch_size: int = 32) -> np.ndarray:
+    """What [`mean_features`] gives for all pictures, or for their mirror images, `(pictures, width)`.
+
+    Each is looked at as often as the model looks at it.
+    """
+    features, looks = [], model.config.looks or [[1, 0]]
     for start in tqdm(range(0, len(pictures), batch_size), desc=f"encoding {pictures.split}", unit="batch"):
         rows = list(range(start, min(start + batch_size, len(pictures))))
         pixels = processor.image_processor(pictures.pictures(rows), return_tensors="pt")["pixel_values"]
-        features.append(mean_features(model, pixels).cpu().numpy())
+        pixels = pixels.flip(-1) if flip else pixels
+        each = [mean_features(model, moved(pixels, *look)) for look in looks]
+        features.append(torch.stack(each).mean(0).cpu().numpy())
     return np.concatenate(features)
 
 
@@ -85,27 +92,44 @@ def fit(task: str, features: np.ndarray, labels: np.ndarray, people: list[str]) 
     return heads
 
 
-def answer(task: str, heads: list, features: np.ndarray) -> np.ndarray:
-    """Distributions over the task's values `(pictures, units, values)`.
-
-    What a head predicts, and lies between two values, is shared between them so that the mean is the prediction.
-    """
-    places, columns = np.arange(len(get_task(task).values)), []
+def predict(task: str, heads: list, features: np.ndarray) -> np.ndarray:
+    """What the heads predict, `(pictures, units)`: P(present) for `detection`, else a value of the task."""
+    columns = []
     for head in heads:
         if isinstance(head, float):
-            found = np.full(len(features), head)
+            columns.append(np.full(len(features), head))
         else:
-            found = head.predict_proba(features)[:, 1] if is_detection(task) else head.predict(features)
-        place = np.interp(found, get_task(task).values, places)
-        columns.append(np.clip(1 - np.abs(place[:, None] - places), 0, 1))
+            columns.append(head.predict_proba(features)[:, 1] if is_detection(task) else head.predict(features))
     return np.stack(columns, 1)
 
 
-def tables(pictures: EvaluationSet, heads: dict[str, list], features: np.ndarray) -> list[pa.Table]:
-    """The answers about some pictures, as [`evaluation.predict.predict`] stores them."""
+def answer(task: str, predicted: np.ndarray) -> np.ndarray:
+    """Distributions over the task's values `(pictures, units, values)`.
+
+    What lies between two values is shared between them so that the mean is the prediction.
+    """
+    places = np.arange(len(get_task(task).values))
+    place = np.interp(predicted, get_task(task).values, places)
+    return np.clip(1 - np.abs(place[..., None] - places), 0, 1)
+
+
+def tables(
+    pictures: EvaluationSet, heads: dict[str, list], features: np.ndarray, mirrored: np.ndarray | None = None
+) -> list[pa.Table]:
+    """The answers about some pictures, as [`evaluation.predict.predict`] stores them.
+
+    Args:
+        features, mirrored (`numpy.ndarray` of shape `(pictures, width)`): Of the pictures and, where the model is
+            asked about these, too, of their mirror images: the mean of both predictions is the answer then.
+    """
     found = []
     for task, own in heads.items():
-        distributions, grid = answer(task, own, features), np.array(get_task(task).values)
+        predicted, grid = predict(task, own, features), np.array(get_task(task).values)
+        if mirrored is not None:
+            codes = pictures.action_units(task)
+            other_side = [codes.index(unit.mirrored().code) for unit in select(codes)]
+            predicted = (predicted + predict(task, own, mirrored)[:, other_side]) / 2
+        distributions = answer(task, predicted)
         chosen, rows = distributions.argmax(-1), list(range(len(pictures)))
         likely, mean = distributions.max(-1), distributions @ grid
         found.append(answer_table(pictures, task, rows, grid[chosen], likely, mean, distributions))
@@ -144,7 +168,8 @@ def main() -> None:
         features = encode(train, model, processor)
         heads = {task: fit(task, features, labels, train.subjects) for task, labels in train.labels.items()}
         for split, pictures in asked.items():
-            found[split] += tables(pictures, heads, encode(pictures, model, processor))
+            mirrored = encode(pictures, model, processor, flip=True) if processor.mirror else None
+            found[split] += tables(pictures, heads, encode(pictures, model, processor), mirrored)
     for split, folder in (("test", Path(args.output)), ("validation", Path(args.output, "validation"))):
         if found[split]:
             folder.mkdir(parents=True, exist_ok=True)

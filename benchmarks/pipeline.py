@@ -77,10 +77,11 @@ def main() -> None:
         inputs = timed("tensors", lambda: [processor(images=batch, task=args.task) for batch in batches])
         with torch.inference_mode():
             pixels = [batch["pixel_values"].to(model.device, model.dtype) for batch in inputs]
+            if processor.mirror:
+                pixels = [torch.cat([batch, batch.flip(-1)]) for batch in pixels]
             timed("encoder (part of the next)", lambda: [model.get_image_features(pixel_values=p) for p in pixels])
-        answers = timed(
-            "recognize", lambda: [model.recognize(**b, grammar=grammar, readout=args.readout) for b in inputs]
-        )
+        how = {"grammar": grammar, "readout": args.readout, "mirror": processor.mirror}
+        answers = timed("recognize", lambda: [model.recognize(**batch, **how) for batch in inputs])
         timed("name", lambda: [processor.read(answer, args.task) for answer in answers])
 
         settings = {"task": args.task, "detector": args.detector, "readout": args.readout}

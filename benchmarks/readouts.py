@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from au_llava.readout_au_llava import DECISIONS, READOUTS
+from au_llava.readout_au_llava import READOUTS
+from au_llava.recognition_au_llava import DECISIONS
 from evaluation.answers import read_answers
 from evaluation.data import SAMPLE, read_set
 from evaluation.predict import predict

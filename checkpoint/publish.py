@@ -1,5 +1,7 @@
 """Last stage of the default checkpoint: put a trained model into the repository root, in half the bytes.
 
+There it looks three times at each face, and is asked about the mirror image, too (docs/checkpoint.md).
+
 python -m checkpoint.publish --model runs/checkpoint --output_dir .
 """
 
@@ -14,6 +16,7 @@ import torch
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 
 
+LOOKS = [[1, 0], [1.05, 4], [1.05, -4]]  # enlargement, and turn in degrees
 FILES = (
     "chat_template.jinja",
     "config.json",
@@ -34,10 +37,13 @@ def main() -> None:
     args = parser.parse_args()
 
     model = AuLlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.bfloat16)
+    model.config.looks = LOOKS
+    processor = AuLlavaProcessor.from_pretrained(args.model)
+    processor.mirror = True
     output = Path(args.output_dir)
     with tempfile.TemporaryDirectory(dir=output) as folder:
         model.save_pretrained(folder)
-        AuLlavaProcessor.from_pretrained(args.model).save_pretrained(folder)
+        processor.save_pretrained(folder)
         # Stored in 16 bits, computed in 32: many processors multiply bfloat16 slowly.
         config = Path(folder) / "config.json"
         text = json.loads(config.read_text())

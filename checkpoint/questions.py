@@ -69,8 +69,7 @@ class Question:
 
     def mirrored(self) -> torch.Tensor:
         """`(units,)`: where each unit of a mirrored face was before: the same place, or that of the other side."""
-        codes = [unit.code for unit in self.units]
-        return torch.tensor([codes.index(unit.mirrored().code) for unit in self.units])
+        return torch.tensor(self.grammar.mirrored)
 
     def write(self, labels: torch.Tensor) -> torch.Tensor:
         """Token ids `(rows, length)` of the answers that [`labels`] gives."""

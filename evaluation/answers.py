@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from au_llava.action_units import get_task
+from au_llava.recognition_au_llava import Recognition
 
 
 STAMP = b"au_llava"  # the key under which a file of predictions remembers how it was made
@@ -30,6 +32,7 @@ class Answers:
         expected_values (`numpy.ndarray` of shape `(samples, units)`): Means of the distributions; for `detection` the
             probability that the unit is present.
         distributions (`numpy.ndarray` of shape `(samples, units, values)`): Probability of every allowed value.
+        decision (`str`): How the values follow from the distributions: `mode`, `mean` or `median`.
     """
 
     task: str
@@ -43,6 +46,7 @@ class Answers:
     values: np.ndarray
     expected_values: np.ndarray
     distributions: np.ndarray
+    decision: str = "mode"
 
     def take(self, rows) -> "Answers":
         """Some of the pictures, by index or mask."""
@@ -64,10 +68,22 @@ def decide(answers: Answers, decision: str) -> Answers:
     grid = np.array(get_task(answers.task).values)
     if decision == "mode" or len(grid) == 2:
         return answers
-    if decision == "mean":
-        return replace(answers, values=answers.expected_values)
-    below = (answers.distributions.cumsum(-1) < 0.5).sum(-1)
-    return replace(answers, values=grid[below.clip(max=len(grid) - 1)])
+    return recognised(answers, as_recognition(answers).decide(decision, torch.from_numpy(grid)))
+
+
+def as_recognition(answers: Answers) -> Recognition:
+    """The same answers as the model gives them."""
+    names = ("values", "expected_values", "distributions")
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(answers.__dict__[name])) for name in names}
+    nothing = torch.empty(0)
+    return Recognition(sequences=nothing, probabilities=nothing, forwards=0, decision=answers.decision, **tensors)
+
+
+def recognised(answers: Answers, recognition: Recognition) -> Answers:
+    """The same answers with the numbers of a [`Recognition`]."""
+    names = ("values", "expected_values", "distributions")
+    arrays = {name: getattr(recognition, name).numpy() for name in names}
+    return replace(answers, decision=recognition.decision, **arrays)
 
 
 def _file(path: str | Path) -> Path:

@@ -1,11 +1,15 @@
-"""Make a model's probabilities mean what they say: a temperature for each task, a threshold for each Action Unit.
+"""Make a model's probabilities mean what they say, and its values as good as its distributions allow.
 
-Both are fitted on the validation split and nothing else, and are stored with the model's processor, as
-`{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1}, ...}`,
-each with `fitted_on`, the data set, protocol and test fold whose validation people were used.
+All is fitted on the validation split and nothing else, and is stored with the model's processor, for each task with
+`fitted_on`, the data set, protocol and test fold whose validation people were used; [`Recognition.calibrated`] applies
+it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1,
+"decision": "median"}, "intensity": {"temperature": 0.6, "lines": {"FEAFA1": [0.1, 1.2], ...}}}`.
 
-A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler. It
-never changes which value is the most probable; thresholds do change which Action Units count as present.
+- A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler.
+- A threshold on the probability of presence, for each Action Unit, with the best F1.
+- Of a task whose values are one symbol each, the median: no other value has a smaller absolute error.
+- Of one whose values have several digits, a line for each Action Unit from the expected value to the value: of all
+  digits after the first the model tells only those that follow its own choice, so that its median says little.
 """
 
 import json
@@ -14,21 +18,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import get_task
 from au_llava.templates_au_llava import write_decision_files
 
-from .answers import Answers, read_answers, read_origin
+from . import bootstrap
+from .answers import Answers, as_recognition, read_answers, read_origin, recognised
 from .scores import is_detection
 
 
 BINS = 15
+# Lines that are tried: slopes, and shares of the validation pictures that are to come out as the lowest value.
+SLOPES = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4, 1.6, 2, 2.5])
+SHARES = np.linspace(0, 0.975, 40)
 
 
 def fit(answers: dict[str, Answers]) -> dict[str, dict]:
-    """Fit temperatures and thresholds.
+    """Fit temperatures, and what makes values of the distributions.
 
     Args:
         answers (`dict[str, Answers]`): By task, about the validation split.
@@ -49,6 +58,14 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
             fitted[task]["thresholds"] = {
                 unit: fit_threshold(answer.labels[:, column], probability[:, column])
                 for column, unit in enumerate(answer.action_units)
+            }
+        elif len(get_task(task).texts[0]) == 1:
+            fitted[task]["decision"] = "median"
+        else:
+            fitted[task]["lines"] = {
+                unit: fit_line(answer.labels[:, column], answer.expected_values[:, column])
+                for column, unit in enumerate(answer.action_units)
+                if (answer.labels[:, column] > 0).any()
             }
     return fitted
 
@@ -105,23 +122,36 @@ def fit_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
     return round(float((ranked[best] + below) / 2), 6)
 
 
+def fit_line(labels: np.ndarray, expected: np.ndarray) -> list[float]:
+    """Zero and slope of the line from the expected value to the value, cut off at 0 and 1.
+
+    The best line has the smallest sum of the mean absolute error, in parts of that of always answering zero, and of
+    what ICC(3,1) lacks of 1.
+
+    >>> fit_line(np.array([0, 0, 0.2, 0.4]), np.array([0.1, 0.1, 0.3, 0.5]))
+    [0.1, 1.0]
+    """
+    seen = ~np.isnan(labels)
+    labels, expected = labels[seen], expected[seen]
+    zeros = np.unique(np.append(np.quantile(expected, SHARES), 0))
+    lines = np.array([(zero, slope) for zero in zeros for slope in SLOPES])
+    values = (lines[:, 1] * (expected[:, None] - lines[:, 0])).clip(0, 1)
+    moments = bootstrap.intensity_sums(np.broadcast_to(labels[:, None], values.shape), values).sum(0)
+    scores = bootstrap.intensity_scores(moments)
+    zero, slope = lines[(scores["mae"] / labels.mean() - scores["icc31"]).argmin()]
+    return [round(float(zero), 6), float(slope)]
+
+
 def apply(answers: Answers, fitted: dict) -> Answers:
     """The answers that a calibrated model gives.
 
     Args:
         answers ([`Answers`]): As the model gave them.
-        fitted (`dict`): `temperature` and, for `detection`, `thresholds`, as [`fit`] gives them for the task.
+        fitted (`dict`): As [`fit`] gives it for the task.
     """
-    values = np.array(get_task(answers.task).values)
-    scaled = np.log(answers.distributions.clip(1e-12)) / fitted["temperature"]
-    scaled = np.exp(scaled - scaled.max(-1, keepdims=True))
-    distributions = scaled / scaled.sum(-1, keepdims=True)
-    expected = distributions @ values
-    chosen = answers.values
-    if "thresholds" in fitted:
-        thresholds = [fitted["thresholds"].get(unit, 0.5) for unit in answers.action_units]
-        chosen = (expected >= np.array(thresholds)).astype(float)
-    return replace(answers, distributions=distributions, expected_values=expected, values=chosen)
+    allowed = torch.tensor(get_task(answers.task).values, dtype=torch.float64)
+    found = as_recognition(answers).calibrated(fitted, answers.action_units, allowed)
+    return recognised(answers, found)
 
 
 def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: str = "test") -> dict[int, dict]:

@@ -58,8 +58,9 @@ def _key(results: dict) -> str:
 def _eval_results(results: dict) -> list[EvalResult]:
     settings, entries = results["settings"], []
     for task, result in results["tasks"].items():
+        row = _own_row(result)
+        how = f"mean over {len(result['action_units'])} Action Units{row.removeprefix(MODEL)}"
         for metric in _SHOWN[is_detection(task)]:
-            row, how = _own_row(result)
             value = result["rows"][row]["mean"][metric]["value"]
             if math.isnan(value):
                 continue
@@ -74,17 +75,16 @@ def _eval_results(results: dict) -> list[EvalResult]:
                     dataset_config=f"{task}, {settings['protocol']} protocol",
                     dataset_split=settings["split"],
                     metric_type=metric,
-                    metric_name=f"{NAMES[metric]}, mean over {len(result['action_units'])} Action Units{how}",
+                    metric_name=f"{NAMES[metric]}, {how}",
                     metric_value=round(value, 4),
                 )
             )
     return entries
 
 
-def _own_row(result: dict) -> tuple[str, str]:
-    """The row of what users are answered, and words for it: with the fitted thresholds, where there are any."""
-    calibrated = CALIBRATED[True] in result["rows"]
-    return (CALIBRATED[True], " at its fitted threshold") if calibrated else (MODEL, "")
+def _own_row(result: dict) -> str:
+    """The row of what users are answered: calibrated, where there is a calibration."""
+    return CALIBRATED if CALIBRATED in result["rows"] else MODEL
 
 
 def _section(results: dict) -> str:
@@ -105,10 +105,10 @@ def _section(results: dict) -> str:
         for row, scores in result["rows"].items():
             lines.append(f"| {row} | " + " | ".join(with_interval(scores["mean"][name]) for name in metrics) + " |")
         lines += [f"| {' | '.join(cells)} | |" for cells in published(result)]
-        row, how = _own_row(result)
+        row = _own_row(result)
         unit_scores = result["rows"][row]["action_units"]
         listed = (f"{unit} {number(unit_scores[unit][metrics[0]]['value'], 2)}" for unit in result["action_units"])
-        lines += ["", f"{NAMES[metrics[0]]} of each{how}: {', '.join(listed)}."]
+        lines += ["", f"{NAMES[metrics[0]]} of each{row.removeprefix(MODEL)}: {', '.join(listed)}."]
         for line in (*known_errors(result), *remarks(result["rows"][row]), *verdicts(result)):
             lines += ["", line]
     lines += _calibration(results["tasks"]) + _groups(results["tasks"])
@@ -132,7 +132,7 @@ def _calibration(tasks: dict) -> list[str]:
             rows.append([f"`{task}`", temperatures, *(" to ".join(pair) for pair in pairs)])
     if not rows:
         return []
-    words = "Temperatures and thresholds come from validation people, none of whom is tested."
+    words = "Fitted to validation people, none of whom is tested: temperatures, thresholds, and how values follow."
     return ["", "### Calibration", "", words, "", *_table(["", "temperature", "ECE", "Brier score"], rows)]
 
 
@@ -177,5 +177,5 @@ def _formats(found: dict) -> list[str]:
     words = f"On {found['pictures']} pictures. Share of answers that are no array of the right length and range:"
     table = _table(["", "free text", "under the grammar"], rows)
     more = f"One format calls a unit clearly present and the other clearly absent, of all answers: {raw}."
-    more += f" At the fitted thresholds and temperatures, which the pipeline uses: {fitted}."
+    more += f" Calibrated, as the pipeline answers: {fitted}."
     return ["", "### Form of the answers", "", words, "", *table, "", more]

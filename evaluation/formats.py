@@ -97,7 +97,7 @@ def _write(model, processor, crops: list, task: str, units: list[str]) -> list[s
 
 def _recognize(model, processor, crops: list, task: str, units: list[str]):
     inputs = processor(images=crops, task=task, action_units=units)
-    return model.recognize(**inputs, grammar=processor.grammar(task, units))
+    return model.recognize(**inputs, grammar=processor.grammar(task, units), mirror=processor.mirror)
 
 
 def valid(text: str, task: str, units: list[str]) -> bool:

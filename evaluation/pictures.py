@@ -52,7 +52,7 @@ def bars(result: dict, metric: str) -> str:
         metric (`str`): `f1`, `mae`, `icc31`, ...
     """
     units, rows = result["action_units"], result["rows"]
-    own = CALIBRATED[True] if CALIBRATED[True] in rows else MODEL  # what users are answered
+    own = CALIBRATED if CALIBRATED in rows else MODEL  # what users are answered
     places = np.arange(len(units) + 1)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.24 * len(units) + 1.2))

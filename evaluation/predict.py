@@ -47,8 +47,8 @@ def processes() -> PartialState:
 
 
 def fingerprint(folder: str) -> list:
-    """What tells one version of a model's weights from another: the files of a folder, or the Hub id itself."""
-    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    """What tells one version of a model from another: its weights and settings in a folder, or the Hub id itself."""
+    files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("config.json")])
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [folder]
 
 
@@ -69,6 +69,7 @@ def predict(
     dtype: str = "auto",
     tasks: list[str] | None = None,
     readout: str = "exact",
+    mirror: bool | None = None,
 ) -> Path:
     """Write `predictions.parquet`: for every picture and task its labels, answers and probabilities.
 
@@ -83,6 +84,7 @@ def predict(
         dtype (`str`): `auto`, `float32`, `bfloat16` or `float16`.
         tasks (`list[str]`, *optional*): Only these of the set's tasks.
         readout (`str`): `exact` or `parallel`; see `model.recognize`.
+        mirror (`bool`, *optional*): Ask about mirror images, too; by default as each model's processor says.
 
     Returns:
         `Path`: The file, whose columns are those of `SCHEMA`.
@@ -98,6 +100,7 @@ def predict(
         "dtype": dtype,
         "tasks": tasks,
         "readout": readout,
+        "mirror": {str(fold): _mirrors(source, mirror) for fold, source in sources.items()},
     }
     stamp = json.dumps(evaluation_set.origin() | settings, sort_keys=True)
     target = output / "predictions.parquet"
@@ -121,7 +124,8 @@ def predict(
     for name, (fold, rows) in mine:
         if loaded is None or loaded[0] != sources[fold]:
             loaded = (sources[fold], *load(sources[fold], dtype))
-        write(name, _ask(evaluation_set, tasks, rows, *loaded[1:], batch_size, readout, progress))
+        how = {"readout": readout, "mirror": _mirrors(sources[fold], mirror)}
+        write(name, _ask(evaluation_set, tasks, rows, *loaded[1:], batch_size, how, progress))
     progress.close()
     state.wait_for_everyone()
     if state.is_main_process:
@@ -129,6 +133,11 @@ def predict(
         shutil.rmtree(parts)
     state.wait_for_everyone()
     return target
+
+
+def _mirrors(source: str, mirror: bool | None) -> bool:
+    """Whether a model is asked about mirror images: what was said, or else what its processor says."""
+    return AuLlavaProcessor.get_processor_dict(source)[0].get("mirror", False) if mirror is None else mirror
 
 
 def load(source: str, dtype: str = "auto"):
@@ -144,7 +153,7 @@ def _ask(
     model,
     processor,
     batch_size: int,
-    readout: str,
+    how: dict,
     progress,
 ) -> pa.Table:
     """Answers about some pictures, each of which is read once for all tasks."""
@@ -156,11 +165,12 @@ def _ask(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         pixels = processor.image_processor(evaluation_set.pictures(batch), return_tensors="pt")["pixel_values"]
+        pixels = torch.cat([pixels, pixels.flip(-1)]) if how["mirror"] else pixels
         with torch.inference_mode():
             encoded = model.get_image_features(pixel_values=pixels.to(model.device, model.dtype))
         for task in tasks:
             prompt = prompts[task].expand(len(batch), -1)
-            found[task].append(model.recognize(prompt, None, grammars[task], encoded=encoded, readout=readout))
+            found[task].append(model.recognize(prompt, None, grammars[task], encoded=encoded, **how))
         progress.update(len(batch))
     answers = ("values", "probabilities", "expected_values", "distributions")
     return pa.concat_tables(

@@ -210,7 +210,7 @@ def _calibration(task: str, result: dict) -> str:
 
 def _thresholds(result: dict, fitted: dict[str, dict]) -> str:
     """F1 of each unit at 0.5 and at its fitted threshold."""
-    rows = [result["rows"][name]["action_units"] for name in (MODEL, CALIBRATED[True])]
+    rows = [result["rows"][name]["action_units"] for name in (MODEL, CALIBRATED)]
     lines = [
         (
             [

@@ -17,7 +17,7 @@ from .calibration import apply_folds, own_people, reliability
 from .compare import compare_task, same_pictures
 from .data import PROTOCOLS
 from .published import PUBLISHED
-from .scores import CALIBRATED, MODEL, is_detection, score
+from .scores import CALIBRATED, MODEL, score
 
 
 def summarise(
@@ -52,11 +52,11 @@ def summarise(
             _, others[name] = same_pictures(raw, found[task].take(asked))
             comparisons += _comparisons(MODEL, name, raw, others[name], resamples)
             own = own_people(found_calibrations, task, origin, raw.split)
-            if own and is_detection(task):
-                better = f"{name}, fitted thresholds"
+            if own:
+                better = CALIBRATED.replace(MODEL, name)
                 others[better] = apply_folds(others[name], own)
                 if calibrated is not None:
-                    comparisons += _comparisons(CALIBRATED[True], better, calibrated, others[better], resamples)
+                    comparisons += _comparisons(CALIBRATED, better, calibrated, others[better], resamples)
         tasks[task] = score(raw, calibrated, others, resamples) | {
             "published": _published(settings["dataset"], task),
             "comparisons": comparisons,

@@ -15,7 +15,7 @@ from .answers import Answers
 
 _METRICS = Path(__file__).resolve().parent.parent / "metrics"
 MODEL = "AU-LLaVA"
-CALIBRATED = {True: f"{MODEL}, fitted thresholds", False: f"{MODEL}, calibrated expected value"}
+CALIBRATED = f"{MODEL}, calibrated"
 
 
 @cache
@@ -53,9 +53,8 @@ def score(
         for name, values in _rows(answers).items()
     }
     if calibrated is not None:
-        values = calibrated.values if is_detection(answers.task) else calibrated.expected_values
-        row = score_row(answers, values, calibrated.expected_values, resamples)
-        rows = {MODEL: rows.pop(MODEL), CALIBRATED[is_detection(answers.task)]: row} | rows
+        row = score_row(answers, calibrated.values, calibrated.expected_values, resamples)
+        rows = {MODEL: rows.pop(MODEL), CALIBRATED: row} | rows
     for name, other in (beside or {}).items():
         rows[name] = score_row(other, other.values, other.expected_values, resamples)
     seen = ~np.isnan(answers.labels)

@@ -17,7 +17,7 @@ from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from au_llava.losses import soft_digits_table
-from checkpoint import practice, pretrain
+from checkpoint import practice, pretrain, publish
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
 from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
@@ -311,3 +311,20 @@ def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_firs
     assert {name for name in changed if not name.startswith((f"{last}mlp", f"{last}post_attention_layernorm"))} == {
         "model.language_model.norm.weight", "lm_head.weight"
     }  # fmt: skip
+
+
+def test_what_is_published_looks_again_and_asks_about_both_sides(model, text_first, tmp_path, monkeypatch, capsys):
+    model.save_pretrained(tmp_path / "trained")
+    text_first.save_pretrained(tmp_path / "trained")
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(
+        sys, "argv", ["publish", "--model", str(tmp_path / "trained"), "--output_dir", str(tmp_path / "root")]
+    )
+    publish.main()
+    assert "MB" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "root").iterdir()} == set(publish.FILES)
+    again = type(model).from_pretrained(tmp_path / "root")
+    assert again.dtype == torch.float32 and again.config.looks == publish.LOOKS
+    assert AuLlavaProcessor.from_pretrained(tmp_path / "root").mirror
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name].bfloat16().float()), name

@@ -116,7 +116,18 @@ def test_answers_in_one_pass(au, folder, photos):
         answers[readout] = [unit["expected_value"] for unit in face["action_units"].values()]
     means = [line[f"FEAFA{number}_intensity_expected"] for number in range(1, 25)]
     assert means == pytest.approx(answers["parallel"], abs=1e-4) and means != pytest.approx(answers["exact"], abs=1e-4)
-    assert json.loads(Path("t.jsonl.columns.json").read_text())["produced by"]["read-out"] == "parallel"
+    about = json.loads(Path("t.jsonl.columns.json").read_text())["produced by"]
+    assert about["read-out"] == "parallel" and about["mirror images"] == "not asked about"
+
+
+def test_mirror_images_are_asked_about_on_demand(au, folder, photos):
+    said = {}
+    for option in ("--mirror", "--no-mirror"):
+        assert au("recognize", photos[0], "--task", "intensity", option, "--output", "t.jsonl")[0] == 0
+        said[option] = json.loads(Path("t.jsonl").read_text())["FEAFA1_intensity_expected"]
+        [face] = load_pipeline(folder)(photos[0], task="intensity", detector="none", mirror=option == "--mirror")
+        assert said[option] == pytest.approx(face["action_units"]["FEAFA1"]["expected_value"], abs=1e-4)
+    assert said["--mirror"] != pytest.approx(said["--no-mirror"], abs=1e-3)
 
 
 def test_every_column_is_described(au, photos):

@@ -166,6 +166,27 @@ def test_stored_predictions_hold_what_the_model_said(folder, faces, tmp_path):
     assert set(pq.read_table(stored)["split"].to_pylist()) == {"test"}
 
 
+def test_mirror_images_are_asked_about_where_the_processor_says_so(folder, faces, tmp_path):
+    own = tmp_path / "mirroring"
+    shutil.copytree(folder, own)
+    settings = own / "processor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"mirror": True}))
+    found = {
+        (name, mirror): read_answers(predict(faces, str(place), tmp_path / "out", tasks=["intensity"], mirror=mirror))
+        for name, place in (("plain", folder), ("mirroring", own))
+        for mirror in (None, True, False)
+    }
+    values = {how: answers["intensity"].distributions for how, answers in found.items()}
+    for name in ("plain", "mirroring"):
+        assert np.array_equal(values[name, None], values[name, name == "mirroring"])
+        assert not np.allclose(values[name, True], values[name, False], atol=1e-3)
+    model, processor = load(str(own))
+    units = faces.action_units("intensity")
+    inputs = processor(images=faces.pictures([0, 1]), task="intensity", action_units=units)
+    said = model.recognize(**inputs, grammar=processor.grammar("intensity", units), mirror=True)
+    np.testing.assert_allclose(values["mirroring", None][:2], said.distributions, atol=1e-5)
+
+
 def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
     more = ("--update_card", "--formats", "4", "--robustness", "2")
@@ -210,7 +231,7 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
         after = calibration.apply(raw, stored[task])
         assert tasks[task]["calibration"]["before"]["brier"] == calibration.reliability(raw)["brier"]
         assert tasks[task]["calibration"]["after"]["ece"] == calibration.reliability(after)["ece"]
-    at_half, at_fitted = (tasks["detection"]["rows"][row] for row in ("AU-LLaVA", "AU-LLaVA, fitted thresholds"))
+    at_half, at_fitted = (tasks["detection"]["rows"][row] for row in ("AU-LLaVA", "AU-LLaVA, calibrated"))
     after = calibration.apply(answers["detection"], stored["detection"])
     expected = score_row(after, after.values, after.expected_values, resamples=20)
     assert at_fitted["mean"] == expected["mean"] != at_half["mean"]
@@ -308,7 +329,7 @@ def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, mon
     evaluate(*data, "--tasks", "detection", "--output", ours, "--beside", head)
     results = json.loads((ours / "results.json").read_text())
     result = results["tasks"]["detection"]
-    assert {"head", "head, fitted thresholds"} < set(result["rows"])
+    assert {"head", "head, calibrated"} < set(result["rows"])
     assert [pair["metric"] for pair in result["comparisons"]] == ["f1", "roc_auc"]
     assert "Mean F1: " in capsys.readouterr().out and "only fold 1" in results["protocol"]
     evaluate("--predictions", ours, "--output", tmp_path / "again")  # knows the data set that it is about
@@ -322,13 +343,29 @@ def test_linear_head_learns_and_says_the_base_rate_where_it_cannot():
     features, people = random.normal(size=(60, 4)), [f"P{row % 6}" for row in range(60)]
     labels = np.stack([features[:, 0] > 0, np.zeros(60), np.where(np.arange(60) % 6 == 0, 1, np.nan)], 1).astype(float)
     heads = linear_head.fit("detection", features, labels, people)
-    found = linear_head.answer("detection", heads, features)
+    found = linear_head.answer("detection", linear_head.predict("detection", heads, features))
     assert found.shape == (60, 3, 2) and np.allclose(found.sum(-1), 1)
     assert (found[:, 0].argmax(-1) == labels[:, 0]).mean() > 0.95
     assert (found[:, 1, 1] == 0).all() and (found[:, 2, 1] == 1).all()
     heads = linear_head.fit("intensity", features, np.clip(features[:, 1:2] / 4 + 0.5, 0, 1), people)
-    mean = linear_head.answer("intensity", heads, features)[:, 0] @ np.array(TASKS["intensity"].values)
+    predicted = linear_head.predict("intensity", heads, features)
+    mean = linear_head.answer("intensity", predicted)[:, 0] @ np.array(TASKS["intensity"].values)
     assert np.abs(mean - np.clip(features[:, 1] / 4 + 0.5, 0, 1)).max() < 0.05
+
+
+def test_linear_head_sees_both_sides(folder):
+    faces, (model, processor) = read_set("synthetic", limit=12), load(folder)
+    plain, flipped = (linear_head.encode(faces, model, processor, flip=flip) for flip in (False, True))
+    heads = {"intensity": linear_head.fit("intensity", plain, faces.labels["intensity"], faces.subjects)}
+    said = [
+        np.array(linear_head.tables(faces, heads, *sides)[0]["expected_values"].to_pylist())
+        for sides in ((plain, flipped), (flipped, plain), (plain,))
+    ]
+    places = processor.grammar("intensity", "feafa").mirrored
+    np.testing.assert_allclose(said[0], said[1][:, places], atol=1e-5)
+    assert not np.allclose(said[0], said[2], atol=1e-3)
+    model.config.looks = [[1, 0], [1.3, 0]]
+    assert not np.allclose(linear_head.encode(faces, model, processor), plain, atol=1e-3)
 
 
 def test_a_tuned_encoder_reads_more_and_leaves_the_language_model_alone(tokenizer, tmp_path):

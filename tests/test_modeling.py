@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaModel
+from au_llava.modeling_au_llava import moved
 
 
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -225,3 +226,29 @@ def test_a_frozen_encoder_keeps_its_batch_norms():
     model.model.vision_tower.requires_grad_(True)
     model.train().get_image_features(torch.randn(4, 3, 64, 64))
     assert not any(map(torch.equal, means, before))
+
+
+def test_more_looks_are_averaged_in_use_and_left_out_in_training(model):
+    pictures, looks = torch.randn(2, 3, 224, 224), [[1, 0], [1.05, 4], [1.05, -4]]
+
+    def patches():
+        with torch.no_grad():
+            return torch.stack(model.get_image_features(pictures).pooler_output)
+
+    once, each = patches(), []
+    for look in looks:
+        model.config.looks = [look]
+        each.append(patches())
+    assert torch.equal(each[0], once) and not torch.allclose(each[1], each[2], atol=1e-3)
+    model.config.looks = looks
+    torch.testing.assert_close(patches(), torch.stack(each).mean(0), atol=1e-5, rtol=0)
+    assert torch.equal(model.train().get_image_features(pictures).pooler_output[0].detach(), once[0])
+
+
+def test_a_moved_picture_is_enlarged_and_turned():
+    picture = torch.arange(64.0).view(1, 1, 8, 8)
+    torch.testing.assert_close(moved(picture, 1, 90), picture.rot90(dims=(2, 3)), atol=1e-3, rtol=0)
+    block = torch.zeros(1, 1, 32, 32)
+    block[..., 12:20, 12:20] = 1
+    assert moved(block, 2, 0).sum().item() == pytest.approx(4 * block.sum().item(), rel=0.05)
+    assert moved(block.bfloat16(), 2, 3).dtype == torch.bfloat16

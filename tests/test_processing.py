@@ -7,7 +7,7 @@ from PIL import Image
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS, ActionUnit, describe, select, write_answer
-from au_llava.readout_au_llava import Recognition
+from au_llava.recognition_au_llava import Recognition
 
 
 VICUNA = (

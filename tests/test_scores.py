@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
 from au_llava.action_units import PRESETS, TASKS
-from au_llava.readout_au_llava import Recognition
+from au_llava.recognition_au_llava import Recognition
 from evaluation import bootstrap, calibration
 from evaluation.answers import Answers, decide
 from evaluation.card import update_card
@@ -150,7 +151,7 @@ def test_thresholds_never_see_test_data(tmp_path):
     assert np.array_equal(one.values, other.values), "answers do not depend on test labels"
     results = summarise({"detection": test}, SETTINGS, "c", {0: {"detection": fitted}}, resamples=10)
     assert results["tasks"]["detection"]["calibration"]["fitted"] == {"0": fitted}
-    assert f"{MODEL}, fitted thresholds" in results["tasks"]["detection"]["rows"]
+    assert f"{MODEL}, calibrated" in results["tasks"]["detection"]["rows"]
 
 
 def test_a_calibration_of_another_fold_is_refused():
@@ -170,7 +171,7 @@ def test_people_that_a_calibration_was_fitted_on_are_not_scored_with_it():
     for answers, calibrated in ((held, False), (make_answers(split="train"), False), (make_answers(), True)):
         found = summarise({"detection": answers}, SETTINGS, "c", {0: {"detection": fitted}}, resamples=2)
         result = found["tasks"]["detection"]
-        assert bool(result["calibration"]["fitted"]) == calibrated == (f"{MODEL}, fitted thresholds" in result["rows"])
+        assert bool(result["calibration"]["fitted"]) == calibrated == (f"{MODEL}, calibrated" in result["rows"])
 
 
 def test_each_fold_has_its_own_thresholds():
@@ -195,8 +196,8 @@ def test_the_better_of_two_models_is_named():
     assert [line.split(":")[0] for line in first] == ["Mean F1", "Mean ROC-AUC"] * 2
     assert re.match(rf"Mean F1: {MODEL} \(.*\) is better than head \(", first[0])
     assert re.match(rf"Mean F1: head \(.*\) is better than {MODEL} \(", second[0])
-    assert re.match(rf"Mean F1: head, fitted .* is better than {MODEL}, fitted", second[2])
-    assert "head, fitted thresholds" in other["tasks"]["detection"]["rows"]
+    assert re.match(rf"Mean F1: head, calibrated .* is better than {MODEL}, calibrated", second[2])
+    assert "head, calibrated" in other["tasks"]["detection"]["rows"]
     good, bad = make_answers("intensity", noise=0.5), make_answers("intensity", noise=3)
     found = summarise({"intensity": good}, SETTINGS, "c", None, {"head": ({"intensity": bad}, {})}, resamples=100)
     for line in verdicts(found["tasks"]["intensity"]):  # MAE, where less is better, and ICC
@@ -221,10 +222,26 @@ def test_thresholds_and_temperatures_are_the_best():
     assert calibration.fit_threshold(np.zeros(3), np.ones(3)) == 0.5
 
 
+def test_lines_undo_what_a_model_does_to_intensities():
+    truth = make_answers("intensity", split="validation", people=40)
+    shy = replace(truth, expected_values=np.clip(0.15 + 0.5 * np.nan_to_num(truth.labels), 0, 1))
+    for unit, (zero, slope) in calibration.fit({"intensity": shy})["intensity"]["lines"].items():
+        assert (zero, slope) == pytest.approx((0.15, 2.0)), unit
+    assert calibration.fit({"intensity_level": make_answers("intensity_level", split="validation")}) == {
+        "intensity_level": {"temperature": pytest.approx(0.7, abs=0.5), "decision": "median"}
+    }
+    silent = replace(truth, labels=truth.labels * np.array([1, 0, 1]))
+    assert list(calibration.fit({"intensity": silent})["intensity"]["lines"]) == ["AU1", "AU4"]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_reports_and_users_get_the_same_calibrated_answers(task, processor):
     answers = make_answers(task)
-    fitted = {"temperature": 1.7, **({"thresholds": {"AU1": 0.2, "AU4": 0.9}} if task == "detection" else {})}
+    fitted = {"temperature": 1.7} | {
+        "detection": {"thresholds": {"AU1": 0.2, "AU4": 0.9}},
+        "intensity_level": {"decision": "median"},
+        "intensity": {"lines": {"AU1": [0.2, 1.4], "AU4": [0.05, 0.8]}},
+    }[task]
     expected = calibration.apply(answers, fitted)
     tensors = {
         name: torch.tensor(answers.__dict__[name]).float() for name in ("values", "expected_values", "distributions")
@@ -233,6 +250,7 @@ def test_reports_and_users_get_the_same_calibrated_answers(task, processor):
     calibrated = copy.deepcopy(processor)
     calibrated.calibration = {task: fitted}
     found = calibrated.calibrate(raw, task, answers.action_units)
+    assert not np.array_equal(expected.values, answers.values)
     np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
     np.testing.assert_allclose(found.expected_values, expected.expected_values, atol=1e-6)
 

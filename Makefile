@@ -77,6 +77,7 @@ checkpoint: $(VENV)/installed
 	$(RUN) -m checkpoint.publish --model runs/again --output_dir .
 	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 1.5e14 \
 		--calibrate --output runs/linear_head
+	$(RUN) evaluate_au.py --model . --dataset synthetic_facs --validation_dir $(DATA) --calibrate --update_card --output runs/evaluation_facs
 	$(RUN) evaluate_au.py --model . --dataset synthetic --validation_dir $(DATA) --calibrate --beside runs/linear_head \
 		--formats 64 --robustness 30 --update_card --output runs/evaluation
 

@@ -20,7 +20,7 @@ from evaluation import calibration
 from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
-from evaluation.data import FOLDS, PROTOCOLS, QUESTIONS, SAMPLE, has_folds, read_set
+from evaluation.data import FOLDS, PROTOCOLS, QUESTIONS, RENDERED, SAMPLE, has_folds, read_set
 from evaluation.formats import check_formats
 from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
             "name: the people of the other folds are test people"
         )
     if args.model and not args.data_dir:
-        if args.dataset != "synthetic":
+        if args.dataset not in RENDERED:
             parser.error(f"--dataset {args.dataset} needs --data_dir, the folder of its prepared crops")
         args.data_dir = str(SAMPLE)
     return args

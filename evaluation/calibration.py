@@ -231,7 +231,9 @@ def reliability(answers: Answers) -> dict:
 
 
 def store(fitted: dict, folder: str | Path) -> Path:
-    """Write a calibration into `processor_config.json` of a model's folder, in place of an older one.
+    """Write a calibration into `processor_config.json` of a model's folder, in place of older ones of the same tasks.
+
+    Lines of other units stay, too: a task may be fitted on several lists of units, one after the other.
 
     Raises:
         FileNotFoundError: The folder has no processor.
@@ -239,8 +241,13 @@ def store(fitted: dict, folder: str | Path) -> Path:
     path = Path(folder) / "processor_config.json"
     if not path.is_file():
         raise FileNotFoundError(f"No processor_config.json in {folder}; calibrate a local folder with its processor.")
+    settings = json.loads(path.read_text())
+    known = settings.get("calibration") or {}
+    for task, own in fitted.items():
+        before = known.get(task, {}).get("lines", {})
+        known[task] = own | ({"lines": before | own["lines"]} if "lines" in own else {})
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": fitted}, indent=2) + "\n")
+    draft.write_text(json.dumps(settings | {"calibration": known}, indent=2) + "\n")
     os.replace(draft, path)
     write_decision_files(AuLlavaProcessor.from_pretrained(folder), folder)
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
+from .data import RENDERED
 from .scores import CALIBRATED, MODEL, is_detection
 from .table import NAMES, known_errors, number, published, remarks, verdicts, with_interval
 
@@ -69,9 +70,7 @@ def _eval_results(results: dict) -> list[EvalResult]:
                     task_type="image-text-to-text",
                     task_name=f"Facial Action Units: {task}",
                     dataset_type=settings["dataset"],
-                    dataset_name=settings["dataset"].upper()
-                    if settings["dataset"] != "synthetic"
-                    else "Synthetic faces",
+                    dataset_name="Synthetic faces" if settings["dataset"] in RENDERED else settings["dataset"].upper(),
                     dataset_config=f"{task}, {settings['protocol']} protocol",
                     dataset_split=settings["split"],
                     metric_type=metric,

@@ -18,9 +18,11 @@ from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
 
-# For each data set: the task, and the Action Units that its published results are about.
+# For each data set: the task, and the Action Units that its published results are about. A set has one list a task, so
+# that the rendered faces' FACS intensities are a set of their own.
 QUESTIONS = {
     "synthetic": (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "feafa")),
+    "synthetic_facs": (("intensity", "disfa"),),
     "bp4d": (("detection", "bp4d"),),
     "disfa": (("detection", "disfa8"), ("intensity_level", "disfa")),
     "feafa": (("intensity", "feafa"),),
@@ -30,8 +32,10 @@ _SUBJECT_FOLDS = (
     "three published folds of subjects (JAANet's order), none in both training and test; scores are the mean over "
     "folds for each AU, then over AUs"
 )
+_RENDERED_SPLIT = "rendered faces of identities that are in no other split; one test split"
 PROTOCOLS = {
-    ("synthetic", "standard"): "rendered faces of identities that are in no other split; one test split",
+    ("synthetic", "standard"): _RENDERED_SPLIT,
+    ("synthetic_facs", "standard"): f"{_RENDERED_SPLIT}; a label is the share, 0 to 1, of a unit's full contraction",
     ("bp4d", "standard"): f"{_SUBJECT_FOLDS}; label 9 is unknown and left out",
     ("disfa", "standard"): f"{_SUBJECT_FOLDS}; present means level 2 or more, as in the literature",
     ("feafa", "standard"): "three folds of videos, none in both training and test; mean over folds, then over units",
@@ -40,6 +44,7 @@ PROTOCOLS = {
     ("feafa", "paper"): "the paper's random 4:1 split of frames; it leaks, as neighbouring frames of one video are in "
     "training and test set alike, so that these numbers say nothing about new people",
 }
+RENDERED = ("synthetic", "synthetic_facs")
 _BUILDERS = {"bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa}
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
@@ -52,7 +57,7 @@ class EvaluationSet:
     """Pictures and labels that a model is scored on.
 
     Args:
-        name (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
+        name (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa` or `feafa`.
         split (`str`): `test`, `validation` or `train`.
         protocol (`str`): `standard` or `paper`.
         images (`datasets.Dataset`): One column of aligned face crops, decoded when read.
@@ -127,7 +132,7 @@ def _thin(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
 
 def has_folds(dataset: str, protocol: str) -> bool:
     """Whether everyone is tested, in one of three folds, or there is one test split."""
-    return dataset != "synthetic" and (dataset, protocol) != ("feafa", "paper")
+    return dataset not in RENDERED and (dataset, protocol) != ("feafa", "paper")
 
 
 def read_set(
@@ -141,7 +146,7 @@ def read_set(
     """Read what a model is to be scored on.
 
     Args:
-        dataset (`str`): `synthetic`, `bp4d`, `disfa` or `feafa`.
+        dataset (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa` or `feafa`.
         data_dir: Rendered shards, or prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on).
         split (`str`): `test`, `train` or `validation`. BP4D, DISFA and FEAFA come without a validation split: there it
             is the training pictures of those people whom `train_sft.py --held_out 0.2` leaves out.
@@ -158,8 +163,8 @@ def read_set(
     single = not has_folds(dataset, protocol)
     if fold is not None and (single or fold not in (1, 2, 3)):
         raise ValueError(f"{dataset} has no fold {fold} under the protocol {protocol}; leave --fold out.")
-    if dataset == "synthetic":
-        return _read_synthetic(data_dir, split, limit)
+    if dataset in RENDERED:
+        return _read_rendered(dataset, data_dir, split, limit)
     parts = []
     for number in (0,) if single else (fold,) if fold else (1, 2, 3):
         options = {"config_name": "paper"} if single else {"config_name": f"fold{number}"}
@@ -191,7 +196,7 @@ def read_set(
     )
 
 
-def _read_synthetic(data_dir: str | Path, split: str, limit: int | None) -> EvaluationSet:
+def _read_rendered(dataset: str, data_dir: str | Path, split: str, limit: int | None) -> EvaluationSet:
     """The rendered faces, as `datasets_scripts/synthetic_faces/writer.py` wrote them."""
     files = sorted(Path(data_dir).glob(f"{split}-*.parquet"))
     if not files:
@@ -201,21 +206,20 @@ def _read_synthetic(data_dir: str | Path, split: str, limit: int | None) -> Eval
         )
     rows = _thin(datasets.Dataset.from_parquet([str(file) for file in files]), limit)
 
-    def columns(name: str, preset: str) -> np.ndarray:
-        return np.array(rows[name], float)[:, [FACS_CODES.index(code) for code in PRESETS[preset]]]
+    def labels(task: str, preset: str) -> np.ndarray:
+        if preset == "feafa":
+            return np.array(rows["feafa"], float).round(4)
+        column = {"detection": "occurrences", "intensity_level": "levels", "intensity": "facs"}[task]
+        return np.array(rows[column], float).round(4)[:, [FACS_CODES.index(code) for code in PRESETS[preset]]]
 
     return EvaluationSet(
-        name="synthetic",
+        name=dataset,
         split=split,
         protocol="standard",
         images=rows.select_columns(["image"]),
         samples=[f"{identity}/{index}" for identity, index in zip(rows["identity"], rows["index"], strict=True)],
         subjects=list(rows["identity"]),
         folds=[0] * len(rows),
-        labels={
-            "detection": columns("occurrences", "bp4d"),
-            "intensity_level": columns("levels", "disfa"),
-            "intensity": np.array(rows["feafa"], float).round(4),
-        },
+        labels={task: labels(task, preset) for task, preset in QUESTIONS[dataset]},
         groups=list(rows.select_columns(["skin", "gender", "age"])),
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from au_llava.datasets_scripts.disfa import PARTS
 from au_llava.datasets_scripts.feafa import find_recordings, in_random_test
 from au_llava.datasets_scripts.preparation import Settings, prepare
 from au_llava.datasets_scripts.recordings import Recording
+from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
 from baselines import linear_head
 from baselines.tuning import augmented, tune
 from evaluation import calibration
@@ -248,18 +250,53 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
     evaluate(*arguments, "--tasks", "detection", "--output", tmp_path / "second")
     flipped = read_answers(tmp_path / "second")["detection"]
     assert np.array_equal(flipped.labels, 1 - answers["detection"].labels)
-    assert np.array_equal(flipped.values, answers["detection"].values) and calibration.load(folder) == {
-        "detection": stored["detection"]
-    }
-    calibration.store({}, folder)
+    assert np.array_equal(flipped.values, answers["detection"].values) and calibration.load(folder) == stored
+    forget(folder)
+
+
+def test_facs_intensities_of_rendered_faces_are_a_set_of_their_own(folder, tmp_path):
+    sample = pq.read_table(next(SAMPLE.glob("test-*.parquet")))
+    pq.write_table(sample.slice(0, 10), tmp_path / "validation-00000.parquet")
+    pq.write_table(sample.slice(10, 10), tmp_path / "test-00000.parquet")
+    facs = read_set("synthetic_facs", tmp_path)
+    assert list(facs.labels) == ["intensity"] and facs.action_units("intensity") == list(PRESETS["disfa"])
+    for row, labels in zip(sample.slice(10, 10).to_pylist(), facs.labels["intensity"], strict=True):
+        known = labels_of(row, "intensity")
+        assert labels == pytest.approx([known[unit] for unit in PRESETS["disfa"]], abs=1e-4)
+    for dataset in ("synthetic_facs", "synthetic"):
+        more = ("--tasks", "intensity", "--calibrate", "--output", tmp_path / dataset)
+        evaluate("--model", folder, "--dataset", dataset, "--data_dir", tmp_path, *more)
+    lines, seen = calibration.load(folder)["intensity"]["lines"], set()
+    for dataset in ("synthetic_facs", "synthetic"):
+        own = calibration.fit_folds(tmp_path / dataset / "validation")[0]["intensity"]["lines"]
+        assert own.items() <= lines.items()
+        seen |= set(own)
+    assert set(lines) == seen and {"AU12", "FEAFA1"} <= seen
+    forget(folder)
+
+
+def forget(folder):
+    """Leave a model without a calibration."""
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    processor.calibration = {}
+    processor.save_pretrained(folder)
 
 
 def test_calibration_is_stored_with_the_processor(folder):
-    before = json.loads(calibration.store({}, folder).read_text())
+    path = Path(folder, "processor_config.json")
+    before = json.loads(path.read_text())
     fitted = {"detection": {"temperature": 1.5, "thresholds": {"AU1": 0.3}}}
-    calibration.store(fitted, folder)
+    assert calibration.store(fitted, folder) == path
     assert calibration.load(folder) == fitted
-    assert json.loads(calibration.store({}, folder).read_text()) == before
+    assert json.loads(path.read_text()) | {"calibration": {}} == before
+    for number, unit in enumerate(
+        ("FEAFA1", "AU12", "AU12")
+    ):  # a list after the other; the last word on a unit counts
+        calibration.store({"intensity": {"temperature": 1.0 + number, "lines": {unit: [0.0, 1.0 + number]}}}, folder)
+    lines = {"FEAFA1": [0.0, 1.0], "AU12": [0.0, 3.0]}
+    assert calibration.load(folder) == fitted | {"intensity": {"temperature": 3.0, "lines": lines}}
+    forget(folder)
+    assert json.loads(path.read_text()) == before
     assert calibration.load(None) == {}
 
 

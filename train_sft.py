@@ -94,6 +94,7 @@ def main() -> None:
         base, dtype=arguments.dtype, quantization_config=arguments.quantization_config()
     )
     processor = AuLlavaProcessor.from_pretrained(base)
+    processor.calibration = {}  # what was fitted to the base's answers does not fit those to come
     asked = lists_in(train)
     if arguments.shuffle or arguments.subset:  # then it learns to answer about any selection
         processor.trained_lists = {task: kept for task, kept in processor.trained_lists.items() if task not in asked}

@@ -64,7 +64,9 @@ def tiny(tmp_path_factory, tokenizer, processor):
     """An AU-LLaVA of two layers a tower, in a folder."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny_model(copy.deepcopy(tokenizer)).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    calibrated = copy.deepcopy(processor)
+    calibrated.calibration = {"detection": {"temperature": 2.0, "thresholds": {"AU1": 0.1}}}
+    calibrated.save_pretrained(folder)
     return folder
 
 
@@ -124,6 +126,7 @@ def test_a_run_says_what_it_does_and_leaves_an_adapter_that_merges_exactly(run, 
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
     assert (start - merged).abs().max() > 1e-2
     assert processor.trained_lists == {"detection": [["AU1", "AU12"]]}
+    assert processor.calibration == {}  # the base's
 
     for place in (folder, Path(f"{folder}-merged")):
         names = {path.name for path in place.iterdir() if path.is_file()}

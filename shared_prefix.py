@@ -64,5 +64,6 @@ def compute_prefix(model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         cache = DynamicCache(config=model.config)
         model.language_model(input_ids=prefix, past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(kwargs["input_ids"]))
-        kwargs["past_key_values"] = cache
+        # Since transformers 5.24 the model is given `cache`, and an older name beside it would be passed over.
+        kwargs["cache" if "cache" in kwargs else "past_key_values"] = cache
     return args, kwargs

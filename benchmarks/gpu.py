@@ -69,7 +69,8 @@ class Work:
         """Products with all weights, and attention to what came before; the output layer for every token."""
         embeddings, config = inputs["inputs_embeds"], tower.config
         batch, tokens, _ = embeddings.shape
-        reach = tokens + int(inputs["past_key_values"].get_seq_length())
+        cache = inputs["cache" if "cache" in inputs else "past_key_values"]  # until transformers 5.23
+        reach = tokens + int(cache.get_seq_length())
         weights = head + sum(weight.numel() for weight in tower.layers.parameters())
         attention = 4 * config.num_hidden_layers * config.hidden_size * tokens * reach
         kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * reach * batch

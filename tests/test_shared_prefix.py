@@ -100,7 +100,8 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_path(change, monkeypa
 
     def compute_prefix(model, args, kwargs, original=shared_prefix.compute_prefix):
         result = original(model, args, kwargs)
-        kept.append((kwargs["past_key_values"].layers[0].keys, torch.is_autocast_enabled("cpu")))
+        cache = kwargs["cache" if "cache" in kwargs else "past_key_values"]
+        kept.append((cache.layers[0].keys, torch.is_autocast_enabled("cpu")))
         return result
 
     monkeypatch.setattr(shared_prefix, "compute_prefix", compute_prefix)

@@ -132,6 +132,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
 
     config_class = AuLlavaConfig
     config: AuLlavaConfig
+    adapter: str | None = None  # where a loaded PEFT adapter came from
 
     def __init__(self, config: AuLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)
@@ -212,6 +213,11 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             crop = torch.zeros(1, 3, CROP_SIZE, CROP_SIZE, dtype=vision_tower.dtype, device=vision_tower.device)
             model.config.image_seq_length = len(model.get_image_features(crop).pooler_output[0])
         return model
+
+    def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
+        # `pipeline(model=ADAPTER)` loads the base's processor; ours then asks for the one beside the adapter.
+        self.adapter = peft_model_id
+        return super().load_adapter(peft_model_id, *args, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         # `config.json` names the pipeline's file; transformers copies each file that an import line in this one names.

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from transformers import Pipeline
-from transformers.utils import logging
+from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
 from .action_units import select
 from .evidence_au_llava import on_crop
@@ -69,6 +69,10 @@ class FacialActionUnitPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # Of an adapter transformers gives the base's processor, with the base's lists and calibration.
+        adapter, optional = self.model.adapter, {"_raise_exceptions_for_missing_entries": False}
+        if adapter is not None and cached_file(adapter, PROCESSOR_NAME, **optional):
+            self.processor = AuLlavaProcessor.from_pretrained(adapter)
         self._affordable = sys.maxsize  # faces that memory has room for at once, once it has run out
         config = self.model.config
         given = (self.processor.image_token_id, self.processor.image_tokens)

@@ -407,7 +407,7 @@ def test_in_a_browser(site, pipe, pair, tmp_path):
         # a list of one's own
         view.get_by_label("Action Units", exact=True).click()
         view.get_by_role("option", name="my own list").click()
-        view.get_by_label("My own list").click()
+        view.get_by_role("combobox", name="My own list").click()
         view.get_by_role("option", name="AU12 Lip Corner Puller").click()
         view.keyboard.press("Escape")
         start.click()

@@ -54,6 +54,16 @@ def test_calibration_is_used_unless_turned_off(model, processor, crops):
     assert fitted(crops[0], calibrated=False, **settings) == plain(crops[0], **settings) != [face]
 
 
+def test_an_adapter_is_asked_as_the_processor_beside_it_says(model, processor, tmp_path):
+    beside = copy.deepcopy(processor)
+    beside.calibration = {"detection": {"temperature": 3.0}}
+    (tmp_path / "alone").mkdir()
+    beside.save_pretrained(tmp_path / "whole")
+    for name, known in (("whole", beside), ("alone", processor)):
+        model.adapter = str(tmp_path / name)
+        assert make(model, processor).processor.calibration == known.calibration
+
+
 def test_a_batch_that_memory_has_no_room_for_is_halved_and_nothing_is_lost(pipe, crops, caplog):
     expected = values(pipe(crops, batch_size=1))
     sizes = []

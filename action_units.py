@@ -77,6 +77,15 @@ class ActionUnit:
         return replace(self, name=_swap(self.name), action=_swap(self.action), region=_swap(self.region), side=other)
 
 
+def other_sides(units: list[ActionUnit]) -> list[int]:
+    """For each unit the place of the one that it becomes when the picture is flipped; -1 where that is not among them.
+
+    >>> other_sides(select("FEAFA12,FEAFA13,FEAFA1,FEAFA24"))
+    [1, 0, -1, 3]
+    """
+    return [units.index(other) if other in units else -1 for other in (unit.mirrored() for unit in units)]
+
+
 def _swap(text: str) -> str:
     """Exchange the words left and right, keeping their capitals."""
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}

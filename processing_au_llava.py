@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitIma
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from .action_units import ActionUnit, describe, get_task, select
+from .action_units import ActionUnit, describe, get_task, other_sides, select
 from .face_alignment import CROP_SIZE, open_image
 from .grammar_au_llava import AnswerGrammar
 from .recognition_au_llava import Recognition
@@ -241,7 +241,7 @@ class AuLlavaProcessor(LlavaProcessor):
             values=torch.tensor(chosen.values),
             count=len(units),
             neutral=self.tokenizer.convert_tokens_to_ids("?"),
-            mirrored=[units.index(other) if other in units else -1 for other in (unit.mirrored() for unit in units)],
+            mirrored=other_sides(units),
         )
 
     def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:

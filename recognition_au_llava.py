@@ -97,7 +97,7 @@ class Recognition:
             known = torch.tensor([name in fitted["lines"] for name in names])
             lines = [fitted["lines"].get(name, (0.0, 0.0)) for name in names]
             zeros, slopes = torch.tensor(lines, dtype=expected.dtype).T
-            found = slopes * (self.distributions @ allowed - zeros)
+            found = slopes * (self.expected_values - zeros)
             values = torch.where(known, allowed[_nearest(found, allowed)], values)
         moved = replace(
             self,

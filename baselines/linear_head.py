@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from au_llava.action_units import get_task, select
+from au_llava.action_units import get_task, other_sides, select
 from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from evaluation.answers import STAMP
@@ -126,9 +126,8 @@ def tables(
     for task, own in heads.items():
         predicted, grid = predict(task, own, features), np.array(get_task(task).values)
         if mirrored is not None:
-            codes = pictures.action_units(task)
-            other_side = [codes.index(unit.mirrored().code) for unit in select(codes)]
-            predicted = (predicted + predict(task, own, mirrored)[:, other_side]) / 2
+            places = other_sides(select(pictures.action_units(task)))
+            predicted = (predicted + predict(task, own, mirrored)[:, places]) / 2
         distributions = answer(task, predicted)
         chosen, rows = distributions.argmax(-1), list(range(len(pictures)))
         likely, mean = distributions.max(-1), distributions @ grid

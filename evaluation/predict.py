@@ -93,6 +93,7 @@ def predict(
     folds = sorted(set(evaluation_set.folds))
     sources = {fold: of_fold(model, fold) for fold in folds}
     tasks = tasks or list(evaluation_set.labels)
+    mirrors = {str(fold): _mirrors(source, mirror) for fold, source in sources.items()}
     settings = {
         "model": {str(fold): [source, fingerprint(source)] for fold, source in sources.items()},
         "data": evaluation_set.fingerprint(),
@@ -100,7 +101,7 @@ def predict(
         "dtype": dtype,
         "tasks": tasks,
         "readout": readout,
-        "mirror": {str(fold): _mirrors(source, mirror) for fold, source in sources.items()},
+        "mirror": mirrors,
     }
     stamp = json.dumps(evaluation_set.origin() | settings, sort_keys=True)
     target = output / "predictions.parquet"
@@ -124,7 +125,7 @@ def predict(
     for name, (fold, rows) in mine:
         if loaded is None or loaded[0] != sources[fold]:
             loaded = (sources[fold], *load(sources[fold], dtype))
-        how = {"readout": readout, "mirror": _mirrors(sources[fold], mirror)}
+        how = {"readout": readout, "mirror": mirrors[str(fold)]}
         write(name, _ask(evaluation_set, tasks, rows, *loaded[1:], batch_size, how, progress))
     progress.close()
     state.wait_for_everyone()

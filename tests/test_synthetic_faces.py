@@ -261,6 +261,22 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
         write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, varied=2)
 
 
+def test_quick_images_show_a_person_after_another(tmp_path):
+    (path,) = write_split(tmp_path, "test", limit=6, quick=True)
+    rows = pq.read_table(path).to_pylist()
+    assert [row["index"] for row in rows] == [0, 800, 1600, 2400, 3200, 1]
+    assert [row["identity"] for row in rows] == ["test-00000"] * 5 + ["test-00001"]
+    usual = render_sample(800, "test")
+    with Image.open(io.BytesIO(rows[1]["image"]["bytes"])) as image:
+        quick = np.asarray(image, float)
+    assert rows[1]["facs"] == pytest.approx(list(usual.facs.values()))
+    np.testing.assert_allclose(np.reshape(rows[1]["landmarks"], (68, 2)), usual.rendering.landmarks, atol=1e-3)
+    # Drawn with jagged edges, it is the same picture.
+    assert 0 < np.abs(quick - usual.rendering.image).mean() < 8
+    with pytest.raises(ValueError, match="quick"):
+        write_split(tmp_path, "test", limit=6)
+
+
 def test_command(tmp_path, capsys):
     arguments = ["--output_dir", str(tmp_path), "--split", "validation", "--workers", "1", "--limit"]
     assert main([*arguments, "1"]) == 0

@@ -1,8 +1,8 @@
 """From a person, an expression and a scene to an aligned crop: a small rasteriser with deferred shading, on the CPU.
 
 Every stage is a loop over triangles or pixels that numba compiles; there is no GL, no display and no GPU. The picture
-is drawn at twice its size and averaged. The similarity transform of the alignment is part of the projection, so that
-the crop is drawn directly and nothing is warped afterwards.
+is drawn at twice its size and averaged, unless it is wanted quickly. The similarity transform of the alignment is part
+of the projection, so that the crop is drawn directly and nothing is warped afterwards.
 """
 
 import math
@@ -333,6 +333,7 @@ def render(
     scene: Scene,
     rng: np.random.Generator,
     gaze: tuple[float, float] = (0.0, 0.0),
+    oversampling: int = OVERSAMPLING,
 ) -> Rendering:
     """Draw one aligned crop.
 
@@ -342,11 +343,12 @@ def render(
         scene (`Scene`): Camera, light and faults of the photograph.
         rng (`np.random.Generator`): Where background, noise and the shape of an occluder come from.
         gaze (`tuple[float, float]`): Direction of the eyes, to the subject's left and up, -1 to 1.
+        oversampling (`int`): How many times larger than it is the crop is drawn; with 1 edges are jagged.
 
     Returns:
         `Rendering`: the crop with landmarks, motion field and pose.
     """
-    head, width = load_head(), CROP * OVERSAMPLING
+    head, width = load_head(), CROP * oversampling
     face, at_rest = pose_mesh(identity, activations, gaze), pose_mesh(identity, {}, gaze)
     vertices, rest, masks, triangles, materials = _assemble(head, identity, face)
 
@@ -373,11 +375,11 @@ def render(
     crop_points = to_crop(plane)
     # A pixel's centre is a whole number in crop coordinates and half of one more in the rasteriser.
     screen = np.empty_like(in_camera)
-    screen[:, :2] = OVERSAMPLING * (crop_points + 0.5)
+    screen[:, :2] = oversampling * (crop_points + 0.5)
     screen[:, 2] = -1 / in_camera[:, 2]
     screen_at_rest = screen.copy()
     lifted = at_rest + (vertices[: len(face)] - face)
-    screen_at_rest[: len(face), :2] = OVERSAMPLING * (to_crop(to_plane(to_camera(lifted))) + 0.5)
+    screen_at_rest[: len(face), :2] = oversampling * (to_crop(to_plane(to_camera(lifted))) + 0.5)
 
     depth, triangle_at = np.zeros((width, width), np.float32), np.full((width, width), -1, np.int32)
     weights = np.zeros((width, width, 2), np.float32)
@@ -392,22 +394,22 @@ def render(
         triangle_at, weights, triangles, materials, vertex_normals(in_camera, triangles), in_camera, rest, masks,
         identity.albedo, slopes, creases[..., None], identity.hair, identity.palette, identity.surface,
         head.eye_centres, rotation, lights.astype(np.float32), scene.light_colours.astype(np.float32),
-        scene.ground.astype(np.float32), scene.sky.astype(np.float32), _occlusion(depth, visible, scene.distance),
-        shadow_points, shadow, image,
+        scene.ground.astype(np.float32), scene.sky.astype(np.float32),
+        _occlusion(depth, visible, scene.distance, oversampling), shadow_points, shadow, image,
     )  # fmt: skip
     face_pixels = visible & (materials[np.maximum(triangle_at, 0)] == SKIN)
     face_light = image[face_pixels].mean(0) if face_pixels.any() else np.full(3, 0.2)
     _draw_lashes(head, screen, depth, identity, image)
     if identity.lenses:
-        _draw_lenses(rng, identity, to_camera, to_plane, to_crop, depth, scene, image)
+        _draw_lenses(rng, identity, to_camera, to_plane, to_crop, depth, scene, image, oversampling)
     covered = np.zeros((width, width), bool)
     if scene.occluded:
         covered = accessories.draw_occluder(rng, image, face_light, skin.noise(rng, "grain"))
 
     flow = (
-        motion_field(triangle_at, weights, triangles, materials, screen, screen_at_rest, covered, GRID) / OVERSAMPLING
+        motion_field(triangle_at, weights, triangles, materials, screen, screen_at_rest, covered, GRID) / oversampling
     )
-    small = image.reshape(CROP, OVERSAMPLING, CROP, OVERSAMPLING, 3).mean((1, 3))
+    small = image.reshape(CROP, oversampling, CROP, oversampling, 3).mean((1, 3))
     # Dark skin stays darker than light skin, but not by as much as its reflectance: exposure follows the face half-
     # way.
     brightness = float(face_light.mean()) / math.sqrt(float(identity.palette[5].mean()) / 0.2)
@@ -474,11 +476,11 @@ def _relief(identity, activations, scene):
     return skin.relief(identity.relief, strengths)
 
 
-def _occlusion(depth, visible, distance):
+def _occlusion(depth, visible, distance, oversampling):
     """(W, W) 0.25 to 1: what lies deeper than its surroundings gets less light from the sky."""
     far = np.where(visible, 1 / np.maximum(depth, 1e-6), distance + 1.2).astype(np.float32)
     result = np.ones_like(far)
-    for size, strength in ((7, 3.5), (19, 1.3)):
+    for size, strength in ((3 * oversampling + 1, 3.5), (9 * oversampling + 1, 1.3)):
         around = ndimage.uniform_filter(ndimage.uniform_filter(far, size), size)
         result *= np.clip(1 - strength * np.maximum(far - around - 0.004, 0), 0.25, 1)
     return result
@@ -499,11 +501,11 @@ def _draw_lashes(head, screen, depth, identity, image):
     image[drawn] = image[drawn] * (1 - cover[:, None]) + cover[:, None] * identity.palette[1] * 0.15
 
 
-def _draw_lenses(rng, identity, to_camera, to_plane, to_crop, depth, scene, image):
+def _draw_lenses(rng, identity, to_camera, to_plane, to_crop, depth, scene, image, oversampling):
     """Blend the lenses of the glasses: a slight tint and a soft reflection of the sky."""
     vertices, triangles = identity.lenses
     placed = to_camera(vertices)
-    points = np.concatenate([OVERSAMPLING * (to_crop(to_plane(placed)) + 0.5), -1 / placed[:, 2:]], 1).astype(
+    points = np.concatenate([oversampling * (to_crop(to_plane(placed)) + 0.5), -1 / placed[:, 2:]], 1).astype(
         np.float32
     )
     triangle_at = np.full(depth.shape, -1, np.int32)

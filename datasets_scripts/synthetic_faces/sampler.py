@@ -1,6 +1,7 @@
 """Which expression a picture shows, the seeds behind everything, and the standard split."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from .expression import SIDED, facs_intensities, feafa_intensities, level, occurrence
 from .identity import Identity, draw_identity
 from .layout import IDENTITIES, SPLIT_CODES, split_size
-from .renderer import Rendering, render
+from .renderer import OVERSAMPLING, Rendering, render
 from .scene import Scene, draw_scene
 from .variation import another_make
 
@@ -195,6 +196,7 @@ def sample_gaze(rng: np.random.Generator) -> tuple[float, float]:
     return float(left), float(up)
 
 
+@lru_cache(maxsize=1)  # pictures of one person may be drawn one after another
 def identity_of(index: int, split: str, seed: int = SEED) -> Identity:
     """Person `index` of a split."""
     return draw_identity(_generator(seed, SPLIT_CODES[split], index, 0))
@@ -236,8 +238,12 @@ def draw_parts(index: int, split: str = "train", seed: int = SEED, varied: float
     return Parts(identity, activations, scene, for_noise, gaze)
 
 
-def render_sample(index: int, split: str = "train", seed: int = SEED, varied: float = 0.0) -> Sample:
-    """Draw image `index` of a split. The result depends on the arguments alone, which are those of [`draw_parts`].
+def render_sample(
+    index: int, split: str = "train", seed: int = SEED, varied: float = 0.0, oversampling: int = OVERSAMPLING
+) -> Sample:
+    """Draw image `index` of a split. The result depends on the arguments alone.
+
+    They are those of [`draw_parts`], and how many times larger than it is the crop is drawn.
 
     Raises:
         ValueError: There is no such split or image.
@@ -250,7 +256,7 @@ def render_sample(index: int, split: str = "train", seed: int = SEED, varied: fl
     """
     parts = draw_parts(index, split, seed, varied)
     return Sample(
-        rendering=render(*parts),
+        rendering=render(*parts, oversampling),
         activations=parts.activations,
         facs=facs_intensities(parts.activations),
         feafa=feafa_intensities(parts.activations),

@@ -123,6 +123,16 @@ def five_points(landmarks: np.ndarray) -> np.ndarray:
     return points
 
 
+def resize(picture: np.ndarray, size: int) -> np.ndarray:
+    """A square picture (W, W, C) with `size` pixels a side: linear, corner on corner."""
+    place = np.linspace(0, len(picture) - 1, size)
+    low = np.minimum(place.astype(int), len(picture) - 2)
+    share = (place - low)[:, None, None]
+    rows = picture[low] * (1 - share) + picture[low + 1] * share
+    share = share[:, 0]
+    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+
+
 def background(rng: np.random.Generator, width: int, plain: bool) -> np.ndarray:
     """(width, width, 3) linear light behind the head: a colour gradient, some soft and hard shapes, some texture."""
     if plain:
@@ -142,8 +152,8 @@ def background(rng: np.random.Generator, width: int, plain: bool) -> np.ndarray:
         edge = np.maximum(u, v) if rng.random() < 0.5 else np.hypot(u, v)
         cover = (1 / (1 + np.exp(np.clip((edge - 1) * rng.uniform(5, 40), -30, 30))))[..., None]
         picture = picture * (1 - cover) + cover * colour
-    picture *= 1 + rng.uniform(0, 0.2) * ndimage.zoom(rng.standard_normal((small // 4,) * 2), 4, order=1)[..., None]
-    picture = np.stack([ndimage.zoom(picture[..., c], width / small, order=1) for c in range(3)], -1)
+    picture *= 1 + rng.uniform(0, 0.2) * resize(rng.standard_normal((small // 4, small // 4, 1)), small)
+    picture = resize(picture, width)
     return np.ascontiguousarray(np.clip(picture * 0.6, 0, 1), np.float32)
 
 
@@ -170,13 +180,8 @@ def photograph(rng: np.random.Generator, light: np.ndarray, face_brightness: flo
     picture = (picture - 0.45) * scene.contrast + 0.45
     if scene.shrink < 1:
         size = round(CROP * scene.shrink)
-        coarse = ndimage.zoom(
-            ndimage.gaussian_filter(picture, (0.4 / scene.shrink,) * 2 + (0,)),
-            (size / CROP,) * 2 + (1,),
-            order=1,
-            mode="nearest",
-        )
-        picture = ndimage.zoom(coarse, (CROP / size,) * 2 + (1,), order=1, mode="nearest")
+        coarse = resize(ndimage.gaussian_filter(picture, (0.4 / scene.shrink,) * 2 + (0,)), size)
+        picture = resize(coarse, CROP)
     if scene.blur:
         picture = ndimage.gaussian_filter(picture, (scene.blur, scene.blur, 0))
     if any(scene.motion):

@@ -13,7 +13,8 @@ from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
 from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENCE_LEVEL
-from .layout import FEATURES, IDENTITIES, LICENSE, VERSION, split_size
+from .layout import FEATURES, IDENTITIES, IMAGES_PER_IDENTITY, LICENSE, VERSION, split_size
+from .renderer import OVERSAMPLING
 from .sampler import SEED, Sample, render_sample
 
 
@@ -43,9 +44,13 @@ def to_row(sample: Sample, index: int) -> dict:
     }
 
 
-def write_shard(path: Path, split: str, first: int, count: int, seed: int, varied: float) -> int:
+def write_shard(path: Path, split: str, first: int, count: int, seed: int, varied: float, quick: bool) -> int:
     """Render images `first` to `first + count - 1` into one file, which appears only when it is whole."""
-    rows = [to_row(render_sample(index, split, seed, varied), index) for index in range(first, first + count)]
+    numbers, oversampling = range(first, first + count), OVERSAMPLING
+    if quick:  # all pictures of a person one after another
+        numbers = [n % IMAGES_PER_IDENTITY * IDENTITIES[split] + n // IMAGES_PER_IDENTITY for n in numbers]
+        oversampling = 1
+    rows = [to_row(render_sample(index, split, seed, varied, oversampling), index) for index in numbers]
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -64,17 +69,20 @@ def write_split(
     images_per_shard: int = IMAGES_PER_SHARD,
     seed: int = SEED,
     varied: float = 0.0,
+    quick: bool = False,
 ) -> list[Path]:
     """Write the first `limit` images of a split, leaving out shards that are already there.
 
     Args:
         output_dir (`str` or `Path`): Folder of the shards; it is made if need be.
         split (`str`): `train`, `validation` or `test`.
-        limit (`int`, *optional*): Number of images; by default all. Any first part is a fair sample of all people.
+        limit (`int`, *optional*): Number of images; by default all. Any first part is a fair sample of all people,
+            unless `quick`.
         workers (`int`): Number of processes.
         images_per_shard (`int`): How many images a file holds.
         seed (`int`): [`sampler.SEED`] for the standard split.
         varied (`float`): Share of images of another make, 0 to 1 (see `variation.py`); 0 for the standard split.
+        quick (`bool`): Draw them at their own size, with jagged edges, and all of a person one after another.
 
     Returns:
         `list[Path]`: the shards in order.
@@ -94,7 +102,7 @@ def write_split(
         raise ValueError(f"varied is {varied}; it is a share of the images, 0 to 1.")
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    _claim(output_dir, images_per_shard, seed, varied)
+    _claim(output_dir, images_per_shard, seed, varied, quick)
     jobs, paths, done = [], [], 0
     for first in range(0, limit, images_per_shard):
         path = output_dir / f"{split}-{first // images_per_shard:05d}.parquet"
@@ -103,7 +111,7 @@ def write_split(
         if path.exists() and pq.read_metadata(path).num_rows >= count:
             done += count
         else:
-            jobs.append((path, split, first, count, seed, varied))
+            jobs.append((path, split, first, count, seed, varied, quick))
     with tqdm(total=limit, initial=done, desc=f"rendering {split}", unit="image") as bar:
         for count in _run(jobs, workers):
             bar.update(count)
@@ -123,13 +131,14 @@ def _write_shard(job) -> int:
     return write_shard(*job)
 
 
-def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float) -> None:
+def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float, quick: bool) -> None:
     """Write what the folder holds into `manifest.json`, or check that it holds the same."""
     path = output_dir / "manifest.json"
     manifest = {
         "version": VERSION,
         "seed": seed,
         "varied": varied,
+        "quick": quick,
         "license": LICENSE,
         "images_per_shard": images_per_shard,
         "identities": IDENTITIES,
@@ -140,7 +149,7 @@ def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float) ->
         "activations": list(ACTIONS),
     }
     if path.exists():
-        found = {"varied": 0.0} | json.loads(path.read_text())
+        found = {"varied": 0.0, "quick": False} | json.loads(path.read_text())
         different = sorted(key for key in manifest if found.get(key) != manifest[key])
         if different:
             raise ValueError(

@@ -1,14 +1,16 @@
 """How near recognition comes to what the hardware allows: by default the paper's 7B pair, random weights, on one GPU.
 
-    python benchmarks/gpu.py [--task detection] [--batches 1 8 32 128] [--json]
+    python benchmarks/gpu.py [--task detection] [--batches 1 8 32 128] [--compile] [--json]
     python benchmarks/gpu.py --model . --device cpu --dtype float32 --batches 1 2
 
 For each pass the least time is the larger of its floating-point operations over the measured matrix-product rate and
 the bytes of its weights, keys and values over the measured memory bandwidth. The share is that sum over the time
-taken.
+taken. `--compile` measures everything once more with torch.compile on norms and gated MLPs, where an operation at a
+time costs memory bandwidth.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -78,6 +80,13 @@ class Work:
         self.passes += 1
 
 
+def compile_parts(language: torch.nn.Module) -> None:
+    """Compile each layer's norms and its MLP: all layers share what was compiled for the first."""
+    for layer in language.layers:
+        for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+            part.compile()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id; by default the paper's pair with random weights")
@@ -86,6 +95,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="and compiled; the first batch takes a minute more")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -106,8 +116,10 @@ def main() -> None:
         f"matrix product {rate / 1e12:.1f} TFLOP/s, memory {bandwidth / 1e9:.0f} GB/s, {args.dtype} on {args.device}"
     )
     print(f"{args.task}, {len(grammar)} tokens an answer, {model.num_parameters():,} parameters")
-    print("batch  readout   passes        ms   images/s  share of the limit")
-    for batch in args.batches:
+    print("batch  readout     compiled  passes        ms   images/s  share of the limit")
+    for compiled, batch in itertools.product([False, True][: 1 + args.compile], args.batches):
+        if compiled and batch == args.batches[0]:
+            compile_parts(model.model.language_model)
         pixels = torch.rand(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         inputs = processor(images=list(pixels), task=args.task, do_rescale=False)
         for readout in READOUTS:
@@ -119,11 +131,12 @@ def main() -> None:
             taken = seconds(run, device, args.repeats)
             share = work.least / taken
             rows.append(
-                {"batch": batch, "readout": readout, "passes": work.passes, "milliseconds": 1000 * taken,
-                 "images_per_second": batch / taken, "share_of_limit": share}
+                {"batch": batch, "readout": readout, "compiled": compiled, "passes": work.passes,
+                 "milliseconds": 1000 * taken, "images_per_second": batch / taken, "share_of_limit": share}
             )  # fmt: skip
             print(
-                f"{batch:>5}  {readout:10}{work.passes:>6}{1000 * taken:>10.1f}{batch / taken:>11.1f}{share:>20.2f}",
+                f"{batch:>5}  {readout:12}{'yes' if compiled else 'no':8}{work.passes:>8}{1000 * taken:>10.1f}"
+                f"{batch / taken:>11.1f}{share:>20.2f}",
                 flush=True,
             )
     if args.json:

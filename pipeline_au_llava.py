@@ -12,7 +12,7 @@ import torch
 from transformers import Pipeline
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .action_units import select
+from .action_units import ActionUnit, select
 from .evidence_au_llava import on_crop
 from .face_alignment import Face, find_faces, open_image
 from .processing_au_llava import AuLlavaProcessor
@@ -98,8 +98,8 @@ class FacialActionUnitPipeline(Pipeline):
     def __call__(self, images, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
-        task = question.get("task", "detection")
-        question |= {"task": task, "action_units": select(question.get("action_units"), task)}
+        task = question.pop("task", "detection")
+        question["questions"] = [(task, select(question.pop("action_units", None), task))]
         size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
         if size < 1:
             raise ValueError(f"batch_size is {size}; give 1 or more.")
@@ -111,7 +111,8 @@ class FacialActionUnitPipeline(Pipeline):
         if isinstance(images, Iterator):
             return self._stream(images, search, question, size, workers)
         faces = self.preprocess(images, **search)
-        return self.postprocess(faces, self._forward(faces, **question, batch_size=size), task)
+        (answers,) = self._forward(faces, **question, batch_size=size)
+        return self.postprocess(faces, answers, task)
 
     def _stream(self, images: Iterable, search: dict, question: dict, size: int, workers: int) -> Iterator:
         """Photographs in, results out in the same order, with faces of several photographs sharing a batch."""
@@ -119,12 +120,13 @@ class FacialActionUnitPipeline(Pipeline):
 
         def flush() -> Iterator:
             faces = [face for entry in waiting if not isinstance(entry, Exception) for face in entry]
-            answers = iter(self._forward(faces, **question, batch_size=size))
+            (found,) = self._forward(faces, **question, batch_size=size)
+            answers, task = iter(found), question["questions"][0][0]
             for entry in waiting:
                 if isinstance(entry, Exception):
                     yield {"error": str(entry)}
                 else:
-                    yield self.postprocess(entry, [next(answers) for _ in entry], question["task"])
+                    yield self.postprocess(entry, [next(answers) for _ in entry], task)
             waiting.clear()
 
         def prepare(numbered: tuple) -> list[Face] | Exception:
@@ -151,26 +153,27 @@ class FacialActionUnitPipeline(Pipeline):
     def _forward(
         self,
         faces: list[Face],
-        task: str,
-        action_units: list,
+        questions: list[tuple[str, list[ActionUnit]]],
         batch_size: int,
         calibrated: bool = True,
         static_shapes: bool = False,
         mirror: bool | None = None,
         **how,
-    ) -> list[dict]:
-        """Recognise the Action Units of faces, some at a time; `how` goes to [`recognize`]."""
-        asked = self.processor.question(task, action_units)
-        how |= {"grammar": self.processor.grammar(task, asked), "static_shapes": static_shapes}
-        how["mirror"] = self.processor.mirror if mirror is None else mirror
-        answers, start = [], 0
+    ) -> list[list[dict]]:
+        """For each question, a task and its Action Units, the answers about all faces; `how` goes to [`recognize`].
+
+        Some faces at a time go through the model. Each is encoded once for all questions.
+        """
+        how |= {"static_shapes": static_shapes, "mirror": self.processor.mirror if mirror is None else mirror}
+        asked = [(task, self.processor.question(task, units)) for task, units in questions]
+        answers: list[list[dict]] = [[] for _ in questions]
+        start = 0
         while start < len(faces):
             size = min(batch_size, self._affordable)
             crops = [face.crop for face in faces[start : start + size]]
             filling = crops[-1:] * (size - len(crops)) if static_shapes else []
-            inputs = self.processor(images=crops + filling, task=task, action_units=asked)
             try:
-                recognition = self.model.recognize(**inputs, **how)
+                recognitions = list(self._recognize(crops + filling, asked, **how))
             except RuntimeError as error:
                 together = len(crops + filling)
                 if together == 1 or not _out_of_memory(error):
@@ -178,15 +181,32 @@ class FacialActionUnitPipeline(Pipeline):
                 self._affordable = together // 2
                 logger.warning(f"Memory ran out at {together} faces; going on with {self._affordable} at a time.")
                 continue
-            named = self.processor.read(recognition, task, asked, calibrated)
-            if recognition.evidence is not None:
-                maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
-                for answer, own in zip(named, maps.tolist(), strict=True):
-                    for unit, cells in zip(answer.values(), own, strict=True):
-                        unit["evidence"] = cells
-            answers += [{unit.code: answer[unit.code] for unit in action_units} for answer in named[: len(crops)]]
+            for found, recognition, question, (_, units) in zip(answers, recognitions, asked, questions, strict=True):
+                named = self.processor.read(recognition, *question, calibrated)
+                if recognition.evidence is not None:
+                    maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
+                    for answer, own in zip(named, maps.tolist(), strict=True):
+                        for unit, cells in zip(answer.values(), own, strict=True):
+                            unit["evidence"] = cells
+                found += [{unit.code: answer[unit.code] for unit in units} for answer in named[: len(crops)]]
             start += len(crops)
         return answers
+
+    def _recognize(self, crops: list, asked: list[tuple[str, list[ActionUnit]]], mirror: bool, **how) -> Iterator:
+        """A [`Recognition`] for each question about the same crops."""
+        # Occlusion covers the pictures themselves, and a single question encodes them anyway.
+        once, encoded = len(asked) > 1 and how.get("return_evidence") != "occlusion", None
+        for task, units in asked:
+            inputs = self.processor(images=crops, task=task, action_units=units)
+            if once:
+                pixels, inputs["pixel_values"] = inputs["pixel_values"], None
+                if encoded is None:
+                    pixels = torch.cat([pixels, pixels.flip(-1)]) if mirror else pixels
+                    pixels = pixels.to(self.model.device, self.model.dtype)
+                    with torch.inference_mode():
+                        encoded = self.model.get_image_features(pixel_values=pixels)
+            how["grammar"] = self.processor.grammar(task, units)
+            yield self.model.recognize(**inputs, encoded=encoded, mirror=mirror, **how)
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:
         """Join each face's place with its answer."""

@@ -103,7 +103,7 @@ def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Questio
     task, units = question
     whole, found = pipe.processor.question(task, units), [face["action_units"] for face in answers]
     if whole != units or task in pipe.processor.calibration or pipe.processor.mirror:
-        found = pipe.forward(faces, task=task, action_units=whole, batch_size=8, calibrated=False, mirror=False)
+        (found,) = pipe.forward(faces, questions=[(task, whole)], batch_size=8, calibrated=False, mirror=False)
     return [write_answer([face[unit.code]["value"] for unit in whole], task, whole) for face in found]
 
 

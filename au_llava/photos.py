@@ -145,10 +145,10 @@ def _ahead(items: Iterator[Photo], depth: int = 2) -> Iterator[Photo]:
 
 def _answered(pipe, photos: list[Photo], asked: list[Question], batch_size: int, how: dict) -> list[Photo]:
     faces = [face for photo in photos for face in photo.faces]
-    for task, units in asked:
-        answers = iter(pipe.forward(faces, task=task, action_units=units, batch_size=batch_size, **how))
+    answers = pipe.forward(faces, questions=asked, batch_size=batch_size, **how)
+    for (task, _), found in zip(asked, map(iter, answers), strict=True):
         for photo in photos:
-            photo.answers.append(pipe.postprocess(photo.faces, [next(answers) for _ in photo.faces], task))
+            photo.answers.append(pipe.postprocess(photo.faces, [next(found) for _ in photo.faces], task))
     return photos
 
 

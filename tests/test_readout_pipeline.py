@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from au_llava import AuLlavaForConditionalGeneration
+from au_llava import AuLlavaForConditionalGeneration, photos
 from au_llava.pipeline_au_llava import FacialActionUnitPipeline
 
 
@@ -43,6 +43,18 @@ def test_readout_and_decision_reach_the_model(pipe, crops):
     for settings in ({"readout": "magic"}, {"decision": "best"}):
         with pytest.raises(ValueError, match="accepted"):
             pipe(crops[0], **settings)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_several_questions_encode_a_face_once(pipe, crops, mirror):
+    seen = []
+    pipe.model.model.vision_tower.register_forward_hook(lambda tower, given, made: seen.append(len(given[0])))
+    asked = photos.questions(["detection", "intensity_level", "intensity"])
+    found = list(photos.recognize(pipe, crops, asked, detector="none", batch_size=2, mirror=mirror))
+    assert seen == [count * (1 + mirror) for count in (2, 2, 1)]
+    for number, (task, units) in enumerate(asked):
+        one_by_one = pipe(crops, task=task, action_units=units, batch_size=2, mirror=mirror)
+        assert [photo.answers[number] for photo in found] == one_by_one
 
 
 def test_calibration_is_used_unless_turned_off(model, processor, crops):

@@ -21,6 +21,7 @@ from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
+from au_llava.modeling_au_llava import moved
 from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
@@ -31,13 +32,19 @@ from checkpoint.rate import set_rate
 ROUND = (2, 0, 1, 2, 0, 3)
 SPREAD, ERROR = 0.05, 1.0  # soft digits, and the weight of the error of values
 NEUTRAL = 0.25  # share of neutral drafts
+LOOKS = [[1, 0], [1.05, 4], [1.05, -4]]  # at each face: enlargement, and turn in degrees
 KEEP = 200  # steps between the states that a stopped run goes on from
 
 
 @torch.inference_mode()
 def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Image tokens `(pictures, tokens, width)` in 16 bits of normalised pictures `(pictures, 3, 160, 160)`."""
-    return torch.cat([image_tokens(encoder, part) for part in images.split(50)]).half()
+    """Image tokens `(pictures, tokens, width)` in 16 bits of normalised pictures `(pictures, 3, 160, 160)`.
+
+    They are the mean over all looks, as a published model sees a face.
+    """
+    parts = images.split(50)
+    seen = [torch.stack([image_tokens(encoder, moved(part, *look)) for look in LOOKS]).mean(0) for part in parts]
+    return torch.cat(seen).half()
 
 
 def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,13 +53,14 @@ def versions(encoder: nn.Module, faces: dict, count: int, seed: int) -> tuple[to
     Returns:
         Image tokens `(versions, faces, tokens, width)` in 16 bits; and what is mirrored, `(versions, faces)`.
     """
+    device = next(encoder.parameters()).device
     tokens: list[torch.Tensor] = []
     flipped: list[torch.Tensor] = []
     for version in range(count):
-        generator, parts = torch.Generator().manual_seed(1000 * seed + version), []
+        generator, parts = torch.Generator("cpu").manual_seed(1000 * seed + version), []
         for start in tqdm(range(0, len(faces["images"]), 50), desc=f"encoding, {version + 1}/{count}", mininterval=5):
-            images = middle(faces["images"][start : start + 50])
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images = middle(faces["images"][start : start + 50].to(device))
+            mirrored = (torch.rand(len(images), generator=generator, device="cpu") < 0.5).to(device)
             parts.append(
                 (encode(encoder, torch.where(mirrored[:, None, None, None], images.flip(3), images)), mirrored)
             )
@@ -133,7 +141,7 @@ def practise(
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizers = make_optimizers(language, weights, args.learning_rate)
-    first = 0
+    device, first = model.device, 0
     if state:
         model.load_state_dict(state["model"])
         for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
@@ -144,7 +152,7 @@ def practise(
         """Of one question about some faces; the answers of the rows `hidden` are not shown."""
         question = questions[asked]
         seen = torch.where(hidden, question.grammar.neutral_draft(), question.write(wanted))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
             output = question.put(language, projector(image.float()), seen)
             logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
         return answer_loss(question, logits, wanted, tables[asked], spreads[asked], args.format_weight)
@@ -155,11 +163,11 @@ def practise(
         generator = np.random.default_rng([args.seed, step])
         set_rate(optimizers, args.learning_rate, step / args.steps, 20 / args.steps)
         asked = ROUND[step % len(ROUND)]
-        chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False))
-        version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size))
+        chosen = torch.from_numpy(generator.choice(len(rows), args.batch_size, replace=False)).to(device)
+        version = torch.from_numpy(generator.integers(len(tokens), size=args.batch_size)).to(device)
         wanted = labels[asked][chosen]
         wanted = torch.where(flipped[version, chosen][:, None], wanted[:, mirrored[asked]], wanted)
-        hidden = torch.from_numpy(generator.random(args.batch_size) < NEUTRAL)[:, None]
+        hidden = torch.from_numpy(generator.random(args.batch_size) < NEUTRAL).to(device)[:, None]
         model.zero_grad()
         loss = loss_of(asked, tokens[version, chosen], wanted, hidden)
         loss.backward()

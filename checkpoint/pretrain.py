@@ -7,18 +7,20 @@ activation, the screen displacement between a face's neutral and present shape i
     python -m checkpoint.pretrain --data_dir data/synthetic --output_dir runs/longer --encoder . --learning_rate 8e-4
 
 Writes the encoder alone, as a folder that `AutoModel` loads. Resumes from its last epoch when started again. The
-second command goes on from the encoder of a finished AU-LLaVA. With `--minutes 8` it trains for so long, on faces that
-may still be in the making: each epoch begins with a look for new files.
+second command goes on from the encoder of a finished AU-LLaVA; with `--depths 2 3 5 2` from a deeper one that sees the
+same. With `--minutes 8` it trains for so long, on faces that may still be in the making: each epoch begins with a look
+for new files.
 """
 
 import argparse
+import copy
 import io
 import json
 import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,6 +54,7 @@ CROP = 224  # pixels along a side of a face crop
 # enlarged nor reduced. A face fills half of its crop, and what is around it says nothing.
 SIZE, VIEW = 160, 5 / 7
 LABELS = ["facs", "feafa", "levels"]
+FEWEST = 300  # steps of an epoch while the first of many faces are being made
 FACS = 23
 UNITS = FACS + 24 + FACS  # FACS units, FEAFA's, and FACS units again as levels, in which faint actions count for more
 
@@ -66,18 +69,28 @@ def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.
     """
     if not files:
         raise FileNotFoundError("No Parquet shards of rendered faces; render them first (docs/synthetic_faces.md).")
+    if limit:
+        before = np.cumsum([0] + [pq.read_metadata(file).num_rows for file in files])
+        files = [file for file, first in zip(files, before, strict=False) if first < limit]
     rows: dict[str, list[np.ndarray]] = {"images": [], "units": [], "flow": [], "landmarks": []}
-    for file in tqdm(files, desc="reading shards", unit="file"):
-        for row in pq.read_table(file, columns=["image", "flow", "landmarks", *LABELS]).to_pylist():
-            with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                rows["images"].append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-            rows["units"].append(units_of(row))
-            flow = np.frombuffer(row["flow"], np.float16).reshape(16, 16, 2).transpose(2, 0, 1)
-            rows["flow"].append(flow.astype(np.float32) / (CROP / 2))
-            rows["landmarks"].append(np.array(row["landmarks"], np.float32).reshape(68, 2) / (CROP / 2) - 1)
-        if limit and len(rows["images"]) >= limit:
-            break
-    return {name: torch.from_numpy(np.stack(values[:limit])) for name, values in rows.items()}
+    with ThreadPoolExecutor() as pool:  # most of the time is JPEG's
+        for part in tqdm(pool.map(read_shard, files), desc="reading shards", unit="file", total=len(files)):
+            for name, values in part.items():
+                rows[name].append(values)
+    return {name: torch.from_numpy(np.concatenate(values)[:limit]) for name, values in rows.items()}
+
+
+def read_shard(file: Path) -> dict[str, np.ndarray]:
+    """One of the files of [`read_shards`]."""
+    rows: dict[str, list[np.ndarray]] = {"images": [], "units": [], "flow": [], "landmarks": []}
+    for row in pq.read_table(file, columns=["image", "flow", "landmarks", *LABELS]).to_pylist():
+        with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+            rows["images"].append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+        rows["units"].append(units_of(row))
+        flow = np.frombuffer(row["flow"], np.float16).reshape(16, 16, 2).transpose(2, 0, 1)
+        rows["flow"].append(flow.astype(np.float32) / (CROP / 2))
+        rows["landmarks"].append(np.array(row["landmarks"], np.float32).reshape(68, 2) / (CROP / 2) - 1)
+    return {name: np.stack(values) for name, values in rows.items()}
 
 
 def units_of(row: dict) -> np.ndarray:
@@ -192,7 +205,8 @@ def middle(images: torch.Tensor) -> torch.Tensor:
     """Renders `(n, 3, 224, 224)` uint8 as the encoder sees them in use: `(n, 3, 160, 160)`, normalised."""
     edge = round((1 - VIEW) * CROP / 2)
     seen = images[:, :, edge : CROP - edge, edge : CROP - edge].float() / 255
-    return (nn.functional.interpolate(seen, size=(SIZE, SIZE), mode="bilinear", antialias=True) - MEAN) / DEVIATION
+    seen = nn.functional.interpolate(seen, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+    return (seen - MEAN.to(seen.device)) / DEVIATION.to(seen.device)
 
 
 def make_encoder(architecture: str) -> PreTrainedModel:
@@ -214,6 +228,30 @@ def make_encoder(architecture: str) -> PreTrainedModel:
             use_mask_token=False,
         )
     )
+
+
+def deepen(encoder: ResNetModel, depths: list[int]) -> ResNetModel:
+    """The same encoder with more blocks a stage; the new ones pass on what they get, and learn from there.
+
+    Args:
+        encoder (`ResNetModel`): With blocks of the kind `basic`.
+        depths (`list[int]`): Blocks of each stage, at least as many as it has.
+
+    Raises:
+        ValueError: Fewer blocks, or another number of stages.
+    """
+    if len(depths) != len(encoder.config.depths) or any(
+        more < few for more, few in zip(depths, encoder.config.depths, strict=True)
+    ):
+        raise ValueError(f"depths is {depths}; it must be at least {encoder.config.depths}, stage by stage.")
+    config = copy.deepcopy(encoder.config)
+    config.depths = depths
+    deeper = ResNetModel(config)
+    new = deeper.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+    for name in new:
+        if name.endswith("layer.1.normalization.weight"):  # of a block's last norm, before what it got is added
+            nn.init.zeros_(deeper.get_parameter(name))
+    return deeper
 
 
 def fast_in_bfloat16(device: torch.device) -> bool:
@@ -278,7 +316,7 @@ class Pretrainer(nn.Module):
     def correlation(self, faces: dict[str, torch.Tensor]) -> float:
         """Of the guesses with the labels, the mean over all units, for faces as they are seen in use."""
         parts = faces["images"].split(50)
-        guess = torch.cat([self(middle(part).to(self.centre.device))[0].float().cpu() for part in parts])
+        guess = torch.cat([self(middle(part.to(self.centre.device)))[0].float().cpu() for part in parts])
         pairs = zip(guess.T, faces["units"].T, strict=True)
         return float(np.nanmean([torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]))
 
@@ -290,20 +328,24 @@ class Faces:
         self.folders, self.device, self.limit = [Path(folder) for folder in folders], device, limit
         self.read: set[Path] = set()
         self.pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+        self.coming: list[Future] = []
         self.data: dict[str, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.data["images"])
 
     def look(self) -> None:
-        """Read the files that are new."""
+        """Read the files that are new; with a pool, take what it has read of those of earlier looks."""
         files = [file for folder in self.folders for file in sorted(folder.glob("train-*.parquet"))]
         fresh = [file for file in files if file not in self.read]
         if self.data and (not fresh or self.limit):
             return
         self.read |= set(fresh)
         if self.pool and fresh and not self.limit:
-            parts = list(self.pool.map(read_shards, [[file] for file in fresh]))
+            self.coming += [self.pool.submit(read_shards, [file]) for file in fresh]
+            done = [some for some in self.coming if some.done() or not self.data]
+            self.coming = [some for some in self.coming if some not in done]
+            parts = [some.result() for some in done]
         else:  # a limit counts over all files, and that there are none is said there
             parts = [read_shards(fresh, self.limit)]
         known = [self.data] if self.data else []
@@ -322,6 +364,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--architecture", choices=["resnet", "dinov2"], default="resnet")
     parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
+    parser.add_argument("--depths", type=int, nargs=4, help="more blocks in each of its stages than it has")
     parser.add_argument("--freeze", nargs="*", default=[], help="parts of it that stay as they are: embedder ...")
     parser.add_argument("--workers", type=int, default=1, help="processes that read faces")
     parser.add_argument("--seed", type=int, default=0)
@@ -343,6 +386,7 @@ def main() -> None:
     if args.encoder:
         encoder = AuLlavaForConditionalGeneration.from_pretrained(args.encoder).model.vision_tower
         encoder.config.image_size = SIZE
+        encoder = deepen(encoder, args.depths) if args.depths else encoder
     else:
         encoder = make_encoder(args.architecture)
     frozen = [encoder.get_submodule(name).requires_grad_(False) for name in args.freeze]
@@ -367,8 +411,11 @@ def main() -> None:
     while progress() < 1:
         faces.look()
         generator = torch.Generator(device).manual_seed(1000 * args.seed + epoch)
-        order = torch.randperm(len(faces), generator=generator, device=device)
         steps = len(faces) // args.batch_size
+        if args.minutes:
+            steps = max(steps, FEWEST)
+        rounds = math.ceil(steps * args.batch_size / len(faces))
+        order = torch.cat([torch.randperm(len(faces), generator=generator, device=device) for _ in range(rounds)])
         totals = torch.zeros(3, device=device)
         model.train()
         for part in frozen:

@@ -1,6 +1,6 @@
 """Last stage of the default checkpoint: put a trained model into the repository root, in half the bytes.
 
-There it looks three times at each face, and is asked about the mirror image, too (docs/checkpoint.md).
+There it looks as often at each face as in practice, and is asked about the mirror image, too (docs/checkpoint.md).
 
 python -m checkpoint.publish --model runs/checkpoint --output_dir .
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from checkpoint.practice import LOOKS
 
 
-LOOKS = [[1, 0], [1.05, 4], [1.05, -4]]  # enlargement, and turn in degrees
 FILES = (
     "chat_template.jinja",
     "config.json",

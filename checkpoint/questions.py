@@ -17,7 +17,12 @@ LISTS = (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "fea
 
 
 def open_model(folder: str) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
-    """A model of an earlier stage in 32 bits, and its processor."""
+    """A model of an earlier stage in 32 bits, and its processor; on the GPU, where there is one.
+
+    So is everything that is made from then on: the stages do not say where.
+    """
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
     model = AuLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AuLlavaProcessor.from_pretrained(folder)
 

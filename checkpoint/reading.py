@@ -13,9 +13,10 @@ pass over thousands of faces takes seconds. All of it goes on learning afterward
 
     python -m checkpoint.reading --model runs/second --data_dir data/synthetic --output_dir runs/reading
 
-After practice, `--again --model runs/practice` trains MLP and output head once more on what then reaches them. With
-`--encoder runs/longer`, an encoder that went on learning from the model's own, that one takes its place first,
-and the projector is fitted anew, so that the language model meets image tokens that it can read.
+After practice, `--again --model runs/practice` fits anew what the layer brings along of the image, and trains MLP and
+output head once more on what then reaches them. With `--encoder runs/longer`, an encoder that went on learning from
+the model's own, that one takes its place first, and the projector is fitted anew, so that the language model meets
+image tokens that it can read.
 """
 
 import argparse
@@ -46,6 +47,7 @@ LOOK = 5.5  # log of how much more an image token is looked at than a word
 FEW = 1000  # faces whose states in the language model the layer is started from
 CLEAR = 300  # faces whose states tell where a gate is to open that is fitted anew
 SOME = 500  # faces of these whose states between the digits it learns from, too: brackets, commas and points
+KEPT = 0.1  # weight of what the head's estimates are of words and of other questions, when they are fitted anew
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
 
@@ -212,6 +214,56 @@ def append_reader(
 
 
 @torch.no_grad()
+def refit_estimates(
+    model: AuLlavaForConditionalGeneration, questions: list[Question], tokens: torch.Tensor, labels: list[torch.Tensor]
+) -> None:
+    """Let the last layer's head bring along what the image tells of each unit now: linear fits to what it looks at.
+
+    An encoder that has gone on learning tells more, and a projector that makes of it what the old one said hides that.
+    Faces that the encoder has not learnt from teach most: of others it tells more than it will of new ones.
+
+    Args:
+        tokens, labels: As for [`append_reader`], by which this head was made.
+    """
+    language = model.model.language_model
+    layer = language.layers[-1]
+    found: list[torch.Tensor] = []
+    hook = layer.input_layernorm.register_forward_hook(lambda module, given, made: found.append(made.float()))
+
+    def entering(question: Question, part: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the layer gets of image tokens `(pictures, tokens, width)`, and of words `(words, width)`."""
+        found.clear()
+        question.put(language, model.model.multi_modal_projector(part.float()), answers)
+        before, after = found
+        return after[:, : part.shape[1]], torch.cat([before[0], after[:, part.shape[1] :].flatten(0, 1)])
+
+    seen, words = [], []
+    for question, wanted in zip(questions, labels, strict=True):
+        nothing = torch.empty(len(tokens), 0, dtype=torch.long)  # what comes before an answer does not hang on it
+        parts = zip(tokens.split(100), nothing.split(100), strict=True)
+        bar = tqdm(parts, desc=f"seen, {question.name}", total=math.ceil(len(tokens) / 100))
+        seen.append(torch.cat([entering(question, *part)[0].mean(1) for part in bar]))
+        answers = question.write(wanted[:24])
+        answers[::2] = question.grammar.neutral_draft()
+        words.append(entering(question, tokens[:24], answers)[1])
+    hook.remove()
+    squares = [part.T @ part / len(part) for part in seen]
+    text = torch.cat(words)
+    told, first = text.T @ text / len(text), 0
+    for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
+        rows = layer.self_attn.v_proj.weight[first : first + len(question.units)]
+        first += len(rows)
+        values = question.grammar.values[wanted]
+        standard = (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
+        # What it makes of words, and of the image when another question is asked, is to stay as it is.
+        others = sum(square for other, square in enumerate(squares) if other != number) / max(len(squares) - 1, 1)
+        own = squares[number] + KEPT * (others + told)
+        own = own + 1e-6 * squares[number].diagonal().mean() * torch.eye(len(own))
+        missing = standard - seen[number] @ rows.T
+        rows += torch.linalg.solve(own, seen[number].T @ missing / len(missing)).T
+
+
+@torch.no_grad()
 def wake(mlp: nn.Module, entering: list[torch.Tensor], values: list[torch.Tensor]) -> int:
     """Start those neurons anew that say little of their unit: most often a gate has shut, and hardly learns any more.
 
@@ -255,6 +307,7 @@ def train_reader(
     labels: list[torch.Tensor],
     epochs: int,
     learning_rate: float = 1e-2,
+    batch_size: int = 64,
 ) -> None:
     """Train the last layer's MLP and what comes after it, on digits and on what stands between them.
 
@@ -269,7 +322,8 @@ def train_reader(
     for question, own in zip(questions, labels, strict=True):
         reached = states(model, question, tokens, own, layer.post_attention_layernorm)
         parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / 50))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+        device = model.device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
             found = [places.half() for _, _, places in parts]
         some = torch.cat(found[: SOME // 50])
         between.append((some[:, question.between], question.grammar.template()[question.between]))
@@ -282,7 +336,7 @@ def train_reader(
     print(f"{woken} neurons of the last MLP start anew")
     after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
     optimizers = make_optimizers(layer.mlp, list(after.parameters()), learning_rate)
-    batch = min(64, len(tokens))
+    batch = min(batch_size, len(tokens))
 
     def say(states: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the next token, from what enters the last MLP's norm."""
@@ -323,6 +377,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=12_000, help="faces whose states the layer's MLP learns from")
     parser.add_argument("--epochs", type=int, default=4, help="of the MLP, over these faces")
     parser.add_argument("--learning_rate", type=float, default=1e-2)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--again", action="store_true", help="the model has this layer already: only train its MLP")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -337,21 +392,24 @@ def main() -> None:
         processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
         own, side = model.model.vision_tower, model.model.vision_tower.config.image_size
         model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
-        same = middle(faces["images"][:FEW])
+        same = middle(faces["images"][:FEW].to(model.device))
         before = encode(own, nn.functional.interpolate(same, (side, side), mode="bilinear", antialias=True))
         now = encode(model.model.vision_tower, same)
         refit(model.model.multi_modal_projector, before, now)
+        model.config.vision_config = model.model.vision_tower.config
         model.config.image_seq_length = now.shape[1]
         processor.patch_size = SIZE // math.isqrt(now.shape[1])
     parts = tqdm(faces["images"].split(500), desc="encoding")
-    tokens = torch.cat([encode(model.model.vision_tower, middle(part)) for part in parts])
+    tokens = torch.cat([encode(model.model.vision_tower, middle(part.to(model.device))) for part in parts])
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows[: len(tokens)]) for question in questions]
     with FlopCounterMode(display=False) as counter:
-        if not args.again:
+        if args.again:
+            refit_estimates(model, questions, tokens, labels)
+        else:
             append_reader(model, questions, tokens, labels)
         some = [own[: args.states] for own in labels]
-        train_reader(model, questions, tokens[: args.states], some, args.epochs, args.learning_rate)
+        train_reader(model, questions, tokens[: args.states], some, args.epochs, args.learning_rate, args.batch_size)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     # In floating-point operations; what comes next adds its own.

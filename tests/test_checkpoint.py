@@ -20,9 +20,21 @@ from au_llava.losses import soft_digits_table
 from checkpoint import practice, pretrain, publish
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
-from checkpoint.pretrain import LABELS, MEAN, SIZE, UNITS, VIEW, augment, middle, mirrored_units, read_shards, units_of
+from checkpoint.pretrain import (
+    LABELS,
+    MEAN,
+    SIZE,
+    UNITS,
+    VIEW,
+    augment,
+    deepen,
+    middle,
+    mirrored_units,
+    read_shards,
+    units_of,
+)
 from checkpoint.questions import LISTS, Question, trained_lists
-from checkpoint.reading import append_reader, gates_of, refit, train_reader, wake
+from checkpoint.reading import append_reader, gates_of, refit, refit_estimates, train_reader, wake
 
 
 TINY_RESNET = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[1, 1, 1, 1], layer_type="basic")
@@ -118,6 +130,23 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
     timed = run("--minutes", str(resumed[-1]["minutes"] + 0.02))  # about a second more
     assert len(timed) > 2 and all(log["units"] > 0 for log in timed)
     assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == [4, 4, 4, 8]
+
+
+def test_a_deeper_encoder_sees_the_same_and_goes_on_learning(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    encoder, pictures = ResNetModel(TINY_RESNET).eval(), torch.randn(2, 3, 64, 64)
+    deeper = deepen(encoder, [2, 1, 3, 1])
+    assert deeper.config.depths == [2, 1, 3, 1] and encoder.config.depths == [1, 1, 1, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            deeper.eval()(pictures).last_hidden_state, encoder(pictures).last_hidden_state, atol=1e-5, rtol=1e-5
+        )
+    deeper.train()(pictures).last_hidden_state.pow(2).sum().backward()
+    added = deeper.encoder.stages[2].layers[2].layer[1].normalization
+    assert added.weight.grad.abs().max() > 0
+    for fewer in ([1, 1, 1, 0], [2, 2, 2]):
+        with pytest.raises(ValueError, match="depths is"):
+            deepen(encoder, fewer)
 
 
 def test_filters_take_the_steps_of_the_matrices_that_they_are():
@@ -256,6 +285,36 @@ def test_a_neuron_whose_gate_has_shut_speaks_of_its_unit_again():
         here = entering[0][:, 2, 1]
         said = nn.functional.silu(here @ mlp.gate_proj.weight[shut]) * (here @ mlp.up_proj.weight[shut])
     assert torch.corrcoef(torch.stack([said, values[0][:, 2]]))[0, 1] > 0.95
+
+
+def test_estimates_are_fitted_to_an_encoder_that_says_something_else(tokenizer, text_first):
+    torch.manual_seed(0)
+    model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=160, num_attention_heads=2)
+    questions, many = [Question(text_first, *about) for about in LISTS], 300
+    labels = [torch.randint(len(question.grammar.values), (many, len(question.units))) for question in questions]
+    append_reader(model, questions, torch.randn(many, 16, 32), labels)
+    layer = model.model.language_model.layers[-1]
+    said = torch.randn(many, 16, 32)
+    levels = questions[1].grammar.values[labels[1]]
+    said[:, :, :12] += (levels - levels.mean(0))[:, None]  # now the image tells the levels
+
+    def told(of: int) -> torch.Tensor:
+        """How well the head's estimates `(units,)` of a question agree with its labels."""
+        found = []
+        hook = layer.input_layernorm.register_forward_hook(lambda module, given, made: found.append(made))
+        question, first = questions[of], sum(len(before.units) for before in questions[:of])
+        with torch.no_grad():
+            image = model.model.multi_modal_projector(said)
+            question.put(model.model.language_model, image, question.write(labels[of]))
+        hook.remove()
+        guess = found[1][:, :16].mean(1) @ layer.self_attn.v_proj.weight[first : first + len(question.units)].T
+        pairs = zip(guess.T, question.grammar.values[labels[of]].T, strict=True)
+        return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
+
+    before, kept = told(1), copy.deepcopy(layer.mlp.state_dict())
+    refit_estimates(model, questions, said, labels)
+    assert before.abs().mean() < 0.2 and told(1).mean() > 0.8
+    assert all(torch.equal(weight, kept[name]) for name, weight in layer.mlp.state_dict().items())
 
 
 def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_first, rows):

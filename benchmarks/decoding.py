@@ -166,6 +166,7 @@ def main() -> int:
     parser.add_argument(
         "--processor_time", action="store_true", help="seconds of the processor, where other work shares the machine"
     )
+    parser.add_argument("--only", nargs=3, metavar=("MODEL", "TASK", "BATCH"), help="one part: mid-size intensity 32")
     args = parser.parse_args()
     logging.disable_progress_bar()
     clock = time.process_time if args.processor_time else time.perf_counter
@@ -194,10 +195,14 @@ def main() -> int:
         passes[task] = found
     known = {"default": (model, processor, Passes(model, clock))}
     known["mid-size"] = (wide, wide_processor, Passes(wide, clock))
-    faster = prompt_pass(*known["mid-size"], pictures[0], 3)
     header = (f"{name:{width}}" for name, width in (("model", 9), ("task", 16), ("batch", 8), ("way", 18)))
     print(*header, "prefix  passes        ms   faces/s  speed-up", sep="")
     rows: list[dict] = []
+    if args.only:
+        name, task, batch = args.only
+        compare(name, *known[name], task, int(batch), pictures, repeats, rows)
+        return 0
+    faster = prompt_pass(*known["mid-size"], pictures[0], 3)
     plan = [("default", task, batch) for batch in (1, 8, 32) for task in ("intensity", "detection", "intensity_level")]
     plan += [("mid-size", task, batch) for batch in (1, 8, 32) for task in TASKS]
     for name, task, batch in plan:

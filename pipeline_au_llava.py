@@ -194,8 +194,8 @@ class FacialActionUnitPipeline(Pipeline):
 
     def _recognize(self, crops: list, asked: list[tuple[str, list[ActionUnit]]], mirror: bool, **how) -> Iterator:
         """A [`Recognition`] for each question about the same crops."""
-        # Occlusion covers the pictures themselves, and a single question encodes them anyway.
-        once, encoded = len(asked) > 1 and how.get("return_evidence") != "occlusion", None
+        # Evidence is found in the pictures themselves, and a single question encodes them anyway.
+        once, encoded = len(asked) > 1 and not how.get("return_evidence"), None
         for task, units in asked:
             inputs = self.processor(images=crops, task=task, action_units=units)
             if once:

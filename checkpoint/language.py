@@ -63,10 +63,11 @@ def main() -> None:
     model, processor = open_model(args.model)
     files = training_shards(args.data_dir)
     rows = read_labels(files)
-    activations = torch.from_numpy(np.stack([units_of(row) for row in rows]))
+    activations = torch.from_numpy(np.stack([units_of(row) for row in rows])).to(model.device)
     activations = (activations - activations.mean(0)) / activations.std(0).clamp(min=1e-3)
     with torch.no_grad():
-        faces = torch.stack(model.get_image_features(middle(read_shards(files, 64)["images"])).pooler_output)
+        pictures = middle(read_shards(files, 64)["images"].to(model.device))
+        faces = torch.stack(model.get_image_features(pictures).pooler_output)
     language = model.model.language_model
     probe = nn.Linear(language.config.hidden_size, len(CODES))
     weights = [*language.parameters(), *model.lm_head.parameters(), *probe.parameters()]
@@ -95,7 +96,7 @@ def main() -> None:
         seen = faces[torch.randint(len(faces), (len(answer),))].clone()
         exact = activations[chosen][:, None]
         seen[:, :, :UNITS] = exact + NOISE * torch.randn(*seen.shape[:2], UNITS)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
             output = question.put(language, seen, answer, output_hidden_states=True)
             logits = model.lm_head(output.last_hidden_state[:, -answer.shape[1] - 1 : -1])
             state = output.hidden_states[DEPTH][:, -answer.shape[1] :]

@@ -166,6 +166,7 @@ class FacialActionUnitPipeline(Pipeline):
         """
         how |= {"static_shapes": static_shapes, "mirror": self.processor.mirror if mirror is None else mirror}
         asked = [(task, self.processor.question(task, units)) for task, units in questions]
+        grammars = [self.processor.grammar(*question) for question in asked]
         answers: list[list[dict]] = [[] for _ in questions]
         start = 0
         while start < len(faces):
@@ -173,7 +174,7 @@ class FacialActionUnitPipeline(Pipeline):
             crops = [face.crop for face in faces[start : start + size]]
             filling = crops[-1:] * (size - len(crops)) if static_shapes else []
             try:
-                recognitions = list(self._recognize(crops + filling, asked, **how))
+                recognitions = list(self._recognize(crops + filling, asked, grammars, **how))
             except RuntimeError as error:
                 together = len(crops + filling)
                 if together == 1 or not _out_of_memory(error):
@@ -192,11 +193,13 @@ class FacialActionUnitPipeline(Pipeline):
             start += len(crops)
         return answers
 
-    def _recognize(self, crops: list, asked: list[tuple[str, list[ActionUnit]]], mirror: bool, **how) -> Iterator:
+    def _recognize(
+        self, crops: list, asked: list[tuple[str, list[ActionUnit]]], grammars: list, mirror: bool, **how
+    ) -> Iterator:
         """A [`Recognition`] for each question about the same crops."""
         # Evidence is found in the pictures themselves, and a single question encodes them anyway.
         once, encoded = len(asked) > 1 and not how.get("return_evidence"), None
-        for task, units in asked:
+        for (task, units), grammar in zip(asked, grammars, strict=True):
             inputs = self.processor(images=crops, task=task, action_units=units)
             if once:
                 pixels, inputs["pixel_values"] = inputs["pixel_values"], None
@@ -205,8 +208,7 @@ class FacialActionUnitPipeline(Pipeline):
                     pixels = pixels.to(self.model.device, self.model.dtype)
                     with torch.inference_mode():
                         encoded = self.model.get_image_features(pixel_values=pixels)
-            how["grammar"] = self.processor.grammar(task, units)
-            yield self.model.recognize(**inputs, encoded=encoded, mirror=mirror, **how)
+            yield self.model.recognize(**inputs, grammar=grammar, encoded=encoded, mirror=mirror, **how)
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:
         """Join each face's place with its answer."""

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from au_llava.action_units import PRESETS, TASKS
 from checkpoint.pretrain import UNITS, fast_in_bfloat16, middle, read_shards, units_of
-from checkpoint.questions import Question, open_model, read_labels, training_shards
+from checkpoint.questions import Question, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
 
 
@@ -63,8 +63,7 @@ def main() -> None:
     model, processor = open_model(args.model)
     files = training_shards(args.data_dir)
     rows = read_labels(files)
-    activations = torch.from_numpy(np.stack([units_of(row) for row in rows])).to(model.device)
-    activations = (activations - activations.mean(0)) / activations.std(0).clamp(min=1e-3)
+    activations = standardised(torch.from_numpy(np.stack([units_of(row) for row in rows])).to(model.device))
     with torch.no_grad():
         pictures = middle(read_shards(files, 64)["images"].to(model.device))
         faces = torch.stack(model.get_image_features(pictures).pooler_output)

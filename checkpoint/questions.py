@@ -100,6 +100,11 @@ class Question:
         return language(inputs_embeds=embeddings, past_key_values=cache, **kwargs)
 
 
+def standardised(values: torch.Tensor) -> torch.Tensor:
+    """Values `(faces, units)` with mean 0 and spread 1 for each unit; units that never change stay at 0."""
+    return (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
+
+
 def trained_lists() -> dict[str, list[list[str]]]:
     """By task the lists of codes in `LISTS`, as [`AuLlavaProcessor`] keeps them."""
     lists: dict[str, list[list[str]]] = {}

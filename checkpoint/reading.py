@@ -38,7 +38,7 @@ from au_llava.losses import soft_digits_table
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
-from checkpoint.questions import LISTS, Question, open_model, read_labels, training_shards
+from checkpoint.questions import LISTS, Question, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
 
 
@@ -164,8 +164,7 @@ def append_reader(
         looks.append(torch.cat(image[:4]).flatten(0, 1))
         words.append(torch.cat(text[:4]))
         at.append(torch.cat(places[:8])[:, question.digits])
-        values = question.grammar.values[wanted]
-        standard = (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
+        standard = standardised(question.grammar.values[wanted])
         estimates.append(fit(projected, standard) @ fit(seen[-1], projected[: len(few)], 1e-5))
         neurons += [(number, unit, digit) for unit in range(len(question.units)) for digit in range(at[-1].shape[2])]
     read = torch.cat(estimates)
@@ -253,8 +252,7 @@ def refit_estimates(
     for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
         rows = layer.self_attn.v_proj.weight[first : first + len(question.units)]
         first += len(rows)
-        values = question.grammar.values[wanted]
-        standard = (values - values.mean(0)) / values.std(0).clamp(min=1e-3)
+        standard = standardised(question.grammar.values[wanted])
         # What it makes of words, and of the image when another question is asked, is to stay as it is.
         others = sum(square for other, square in enumerate(squares) if other != number) / max(len(squares) - 1, 1)
         own = squares[number] + KEPT * (others + told)
@@ -283,7 +281,7 @@ def wake(mlp: nn.Module, entering: list[torch.Tensor], values: list[torch.Tensor
         digit = min(digits - 1, 1)  # the only one, or the first after the point
         here, own = places[:, :, digit], first + digits * torch.arange(units) + digit
         first += units * digits
-        standard = (right - right.mean(0)) / right.std(0).clamp(min=1e-3)
+        standard = standardised(right)
         said = nn.functional.silu((here * gate[own]).sum(-1)) * (here * up[own]).sum(-1)
         loud = (said * standard).mean(0)  # how much of the unit's value is in what is said
         usual = loud.abs().median()

@@ -132,7 +132,7 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
     assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == [4, 4, 4, 8]
 
 
-def test_a_deeper_encoder_sees_the_same_and_goes_on_learning(tmp_path, monkeypatch):
+def test_a_deeper_encoder_sees_the_same_and_goes_on_learning():
     torch.manual_seed(0)
     encoder, pictures = ResNetModel(TINY_RESNET).eval(), torch.randn(2, 3, 64, 64)
     deeper = deepen(encoder, [2, 1, 3, 1])

@@ -104,7 +104,7 @@ def _attended(model, input_ids, pixel_values, grammar, attention_mask, answers) 
         model.model(
             input_ids=tokens[:, :start], attention_mask=mask[:, :start], position_ids=positions[:, :start],
             past_key_values=cache, use_cache=True,
-            mm_encoder_outputs={"image": model._encode_images(input_ids, pixel_values.clone())},
+            mm_encoder_outputs={"image": model.encode(pixel_values.clone())},
         )  # fmt: skip
         # What is seen at a place decides the next token: the prompt's last one the answer's first.
         embedded = model.get_input_embeddings()(tokens[:, start:]).detach().requires_grad_()
@@ -172,7 +172,7 @@ def _moved(model, input_ids, pixel_values, grammar, attention_mask, answers, par
                 past_key_values=model._cache(prompts[:1, :shared], rows, None),
                 use_cache=True,
                 logits_to_keep=len(answer),
-                mm_encoder_outputs={"image": model._encode_images(prompts, pictures)},
+                mm_encoder_outputs={"image": model.encode(pictures)},
             )
             seen = None if parallel else given[:, reader.slots]
             return reader.distribution(reader.choose(outputs.logits)[1], seen) @ values

@@ -197,18 +197,12 @@ class FacialActionUnitPipeline(Pipeline):
         self, crops: list, asked: list[tuple[str, list[ActionUnit]]], grammars: list, mirror: bool, **how
     ) -> Iterator:
         """A [`Recognition`] for each question about the same crops."""
-        # Evidence is found in the pictures themselves, and a single question encodes them anyway.
-        once, encoded = len(asked) > 1 and not how.get("return_evidence"), None
+        pixels = self.processor.image_processor(crops, return_tensors="pt")["pixel_values"]
+        encoded = self.model.encode(pixels, mirror)
         for (task, units), grammar in zip(asked, grammars, strict=True):
-            inputs = self.processor(images=crops, task=task, action_units=units)
-            if once:
-                pixels, inputs["pixel_values"] = inputs["pixel_values"], None
-                if encoded is None:
-                    pixels = torch.cat([pixels, pixels.flip(-1)]) if mirror else pixels
-                    pixels = pixels.to(self.model.device, self.model.dtype)
-                    with torch.inference_mode():
-                        encoded = self.model.get_image_features(pixel_values=pixels)
-            yield self.model.recognize(**inputs, grammar=grammar, encoded=encoded, mirror=mirror, **how)
+            prompt = self.processor(images=crops[:1], task=task, action_units=units)["input_ids"]
+            prompts = prompt.expand(len(crops), -1)
+            yield self.model.recognize(prompts, pixels, grammar, encoded=encoded, mirror=mirror, **how)
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:
         """Join each face's place with its answer."""

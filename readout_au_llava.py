@@ -92,9 +92,8 @@ class ReadoutMixin:
                 cache of fixed size, so that a compiled `forward` meets two shapes only. The answer is the same.
             return_evidence (`bool` or `str`, *optional*, defaults to `False`): Also tell where the model looked:
                 `True` or `"attention"`, or `"occlusion"`; see [`find_evidence`].
-            encoded (`BaseModelOutputWithPooling`, *optional*): What `get_image_features` gave for the pictures, in
-                place of `pixel_values`: several questions about a picture look at it once. With `mirror`, for the
-                pictures and then for their mirror images.
+            encoded (`BaseModelOutputWithPooling`, *optional*): From [`encode`], with the same `mirror`: several
+                questions about a picture look at it once. `pixel_values` are then needed for evidence only.
             mirror (`bool`, *optional*, defaults to `False`): Also ask about each picture's mirror image, and join both
                 answers; see [`Recognition.both_sides`]. Twice the work, and fewer errors.
 
@@ -111,7 +110,7 @@ class ReadoutMixin:
             raise ValueError("The parallel read-out has a draft of its own; leave `draft` out.")
         if mirror:
             if pixel_values is not None:
-                pixel_values = torch.cat([pixel_values, pixel_values.flip(-1)])
+                pixel_values = with_mirror_images(pixel_values)
             both = self.recognize(
                 torch.cat([input_ids, input_ids]), pixel_values, grammar,
                 None if attention_mask is None else torch.cat([attention_mask, attention_mask]),
@@ -121,7 +120,11 @@ class ReadoutMixin:
             )  # fmt: skip
             return both.both_sides(grammar).decide(decision, grammar.values.to(self.device))
         device, (batch, prompt_length), length = self.device, input_ids.shape, len(grammar)
-        encoded = self._encode_images(input_ids, pixel_values, encoded)
+        if encoded is None:
+            if pixel_values is None:
+                raise ValueError("No picture was given; give `pixel_values`, or `encoded` from `encode`.")
+            encoded = self.encode(pixel_values)
+        self._check_image_tokens(input_ids, encoded)
         input_ids = input_ids.to(device)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -204,6 +207,26 @@ class ReadoutMixin:
             recognition.evidence = find_evidence(self, *question, method, readout == "parallel")
         return recognition.decide(decision, values)
 
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor, mirror: bool = False) -> BaseModelOutputWithPooling:
+        """What vision tower and projector make of face crops, for as many questions about them as there are.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): From the processor, on any device.
+            mirror (`bool`, *optional*, defaults to `False`): Also of their mirror images, which come after them.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` is a list with one tensor `(patches, text_hidden_size)` a
+            picture.
+
+        Example:
+
+        >>> # encoded = model.encode(inputs["pixel_values"], mirror=True)
+        >>> # model.recognize(inputs["input_ids"], None, grammar, encoded=encoded, mirror=True)
+        """
+        seen = with_mirror_images(pixel_values) if mirror else pixel_values
+        return self.get_image_features(pixel_values=seen.to(self.device, self.dtype))
+
     def _shared_length(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Tokens before the image that all rows of a batch have in common."""
         same = (input_ids == input_ids[:1]).all(0) & attention_mask.to(input_ids.device).bool().all(0)
@@ -248,12 +271,8 @@ class ReadoutMixin:
         known.move_to_end(key)
         return known[key]
 
-    def _encode_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, encoded=None):
-        """Encode the pictures, and see that each prompt holds as many image tokens as its picture has patches."""
-        if encoded is None:
-            if pixel_values is None:
-                raise ValueError("No picture was given; give `pixel_values`, or `encoded` from `get_image_features`.")
-            encoded = self.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype))
+    def _check_image_tokens(self, input_ids: torch.Tensor, encoded: BaseModelOutputWithPooling) -> None:
+        """See that each prompt holds as many image tokens as its picture has patches."""
         found = (input_ids == self.config.image_token_id).sum(1).tolist()
         expected = [len(patches) for patches in encoded.pooler_output]
         if found != expected:
@@ -261,4 +280,8 @@ class ReadoutMixin:
                 f"The prompts hold {found} image tokens (id {self.config.image_token_id}), but the vision tower makes "
                 f"{expected} patches of the pictures. Use the processor that was saved with this model."
             )
-        return encoded
+
+
+def with_mirror_images(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pictures `(batch, 3, height, width)`, and then their mirror images in the same order."""
+    return torch.cat([pixel_values, pixel_values.flip(-1)])

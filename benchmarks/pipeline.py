@@ -75,11 +75,8 @@ def main() -> None:
         grammar = timed("grammar", lambda: processor.grammar(args.task))
         model.recognize(**processor(images=crops[:1], task=args.task), grammar=grammar)  # fills the memory of texts
         inputs = timed("tensors", lambda: [processor(images=batch, task=args.task) for batch in batches])
-        with torch.inference_mode():
-            pixels = [batch["pixel_values"].to(model.device, model.dtype) for batch in inputs]
-            if processor.mirror:
-                pixels = [torch.cat([batch, batch.flip(-1)]) for batch in pixels]
-            timed("encoder (part of the next)", lambda: [model.get_image_features(pixel_values=p) for p in pixels])
+        pixels = [batch["pixel_values"] for batch in inputs]
+        timed("encoder (part of the next)", lambda: [model.encode(part, processor.mirror) for part in pixels])
         how = {"grammar": grammar, "readout": args.readout, "mirror": processor.mirror}
         answers = timed("recognize", lambda: [model.recognize(**batch, **how) for batch in inputs])
         timed("name", lambda: [processor.read(answer, args.task) for answer in answers])

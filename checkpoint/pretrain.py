@@ -181,9 +181,9 @@ def repaint(images: torch.Tensor, uniform: Callable, hills: Callable) -> torch.T
     around = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(min=0.05)
     images[rows] *= 0.5 / around
     images = torch.lerp(images.mean(1, keepdim=True), images, uniform(-0.2, 1.6, *one).clamp(min=0))
-    middle, contrast = images.mean((2, 3), keepdim=True), uniform(0.5, 1.5, *one)
+    grey, contrast = images.mean((2, 3), keepdim=True), uniform(0.5, 1.5, *one)
     colour = uniform(0.65, 1.3, *one) * uniform(0.8, 1.2, 3, 1, 1)
-    images = images * (contrast * colour) + (middle * (1 - contrast) * colour + uniform(-0.1, 0.1, *one))
+    images = images * (contrast * colour) + (grey * (1 - contrast) * colour + uniform(-0.1, 0.1, *one))
     images = images.clamp_(0.001, 1).pow_(uniform(-0.4, 0.4, *one).exp())
     # Out of focus, enlarged from few pixels, or sharpened
     for few in (2, 3, 4):

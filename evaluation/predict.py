@@ -166,9 +166,7 @@ def _ask(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         pixels = processor.image_processor(evaluation_set.pictures(batch), return_tensors="pt")["pixel_values"]
-        pixels = torch.cat([pixels, pixels.flip(-1)]) if how["mirror"] else pixels
-        with torch.inference_mode():
-            encoded = model.get_image_features(pixel_values=pixels.to(model.device, model.dtype))
+        encoded = model.encode(pixels, how["mirror"])
         for task in tasks:
             prompt = prompts[task].expand(len(batch), -1)
             found[task].append(model.recognize(prompt, None, grammars[task], encoded=encoded, **how))

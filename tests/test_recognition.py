@@ -71,8 +71,7 @@ def test_both_sides_count_alike_and_only_where_both_were_asked(model, processor)
 
 def test_pictures_may_be_encoded_before(model, processor):
     answer, inputs, grammar = ask(model, processor, "detection", "bp4d", mirror=True, decision="mean")
-    both = torch.cat([inputs["pixel_values"], inputs["pixel_values"].flip(-1)])
-    encoded = model.get_image_features(pixel_values=both)
+    encoded = model.encode(inputs["pixel_values"], mirror=True)
     again = model.recognize(inputs["input_ids"], None, grammar, encoded=encoded, mirror=True, decision="mean")
     torch.testing.assert_close(again.distributions, answer.distributions, atol=1e-5, rtol=0)
     assert torch.equal(again.values, again.expected_values) and again.decision == "mean"

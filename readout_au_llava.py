@@ -271,7 +271,7 @@ class ReadoutMixin:
         known.move_to_end(key)
         return known[key]
 
-    def _check_image_tokens(self, input_ids: torch.Tensor, encoded: BaseModelOutputWithPooling) -> None:
+    def _check_image_tokens(self, input_ids: torch.Tensor, encoded) -> None:
         """See that each prompt holds as many image tokens as its picture has patches."""
         found = (input_ids == self.config.image_token_id).sum(1).tolist()
         expected = [len(patches) for patches in encoded.pooler_output]

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard
 
 from .data import RENDERED
-from .scores import CALIBRATED, MODEL, is_detection
+from .scores import MODEL, answered_row, is_detection
 from .table import NAMES, known_errors, number, published, remarks, verdicts, with_interval
 
 
@@ -59,7 +59,7 @@ def _key(results: dict) -> str:
 def _eval_results(results: dict) -> list[EvalResult]:
     settings, entries = results["settings"], []
     for task, result in results["tasks"].items():
-        row = _own_row(result)
+        row = answered_row(result["rows"])
         how = f"mean over {len(result['action_units'])} Action Units{row.removeprefix(MODEL)}"
         for metric in _SHOWN[is_detection(task)]:
             value = result["rows"][row]["mean"][metric]["value"]
@@ -81,11 +81,6 @@ def _eval_results(results: dict) -> list[EvalResult]:
     return entries
 
 
-def _own_row(result: dict) -> str:
-    """The row of what users are answered: calibrated, where there is a calibration."""
-    return CALIBRATED if CALIBRATED in result["rows"] else MODEL
-
-
 def _section(results: dict) -> str:
     """The section in words and tables."""
     settings = results["settings"]
@@ -104,7 +99,7 @@ def _section(results: dict) -> str:
         for row, scores in result["rows"].items():
             lines.append(f"| {row} | " + " | ".join(with_interval(scores["mean"][name]) for name in metrics) + " |")
         lines += [f"| {' | '.join(cells)} | |" for cells in published(result)]
-        row = _own_row(result)
+        row = answered_row(result["rows"])
         unit_scores = result["rows"][row]["action_units"]
         listed = (f"{unit} {number(unit_scores[unit][metrics[0]]['value'], 2)}" for unit in result["action_units"])
         lines += ["", f"{NAMES[metrics[0]]} of each{row.removeprefix(MODEL)}: {', '.join(listed)}."]

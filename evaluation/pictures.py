@@ -15,7 +15,7 @@ from au_llava.action_units import CATALOGUE, get_task
 
 from .answers import Answers
 from .calibration import nearest
-from .scores import CALIBRATED, MODEL
+from .scores import answered_row
 from .table import NAMES
 
 
@@ -52,7 +52,7 @@ def bars(result: dict, metric: str) -> str:
         metric (`str`): `f1`, `mae`, `icc31`, ...
     """
     units, rows = result["action_units"], result["rows"]
-    own = CALIBRATED if CALIBRATED in rows else MODEL  # what users are answered
+    own = answered_row(rows)
     places = np.arange(len(units) + 1)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.24 * len(units) + 1.2))

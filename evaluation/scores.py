@@ -18,6 +18,11 @@ MODEL = "AU-LLaVA"
 CALIBRATED = f"{MODEL}, calibrated"
 
 
+def answered_row(rows: dict[str, dict]) -> str:
+    """Which of a task's rows users are answered: the calibrated one, where there is a calibration."""
+    return CALIBRATED if CALIBRATED in rows else MODEL
+
+
 @cache
 def _metric(name: str):
     return evaluate.load(str(_METRICS / name))

@@ -62,7 +62,8 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     """A bar for each Action Unit of one face.
 
     The bar is the expected value, on a scale of the task's whole range; for `detection` that is the probability that
-    the unit is present. The text at its end is the model's answer. Units whose answer is 0 have grey bars.
+    the unit is present, and a line stands at the threshold from which it is called so, where the result tells it. The
+    text at its end is the model's answer. Units whose answer is 0 have grey bars.
 
     Args:
         action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result.
@@ -88,6 +89,8 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     draw = ImageDraw.Draw(image)
     draw.text((pad, pad), _fit(title or _title(task), bold, width - 2 * pad), INK, bold)
     meaning = "probability that it is present" if len(chosen.values) == 2 else "mean of the model's distribution"
+    if any("threshold" in unit for unit in action_units.values()):
+        meaning += "; line: its threshold"
     draw.text((pad, pad + 1.5 * size), _fit(f"bar: {meaning}; text: the answer", plain, width - 2 * pad), PALE, plain)
 
     code_width = max(bold.getlength(code) for code in action_units) + size
@@ -113,6 +116,9 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
         draw.rectangle([left, middle - reach, across(high), middle + reach], TRACK)
         end = across(min(max(unit["expected_value"], low), high))
         draw.rectangle([left, middle - reach, end, middle + reach], ACTIVE if active else INACTIVE)
+        if "threshold" in unit:
+            limit, beyond = across(unit["threshold"]), row * 0.4
+            draw.line([limit, middle - beyond, limit, middle + beyond], INK, max(1, size // 8))
         text = answer_text(unit, task)
         draw.text((right, middle), text, INK if active else PALE, bold if active else plain, anchor="lm")
     return image

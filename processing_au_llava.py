@@ -248,10 +248,8 @@ class AuLlavaProcessor(LlavaProcessor):
         """Apply what was fitted on a validation split for the task; see [`Recognition.calibrated`]."""
         if task not in self.calibration:
             return recognition
-        here = {
-            name: recognition.__dict__[name].cpu()
-            for name in ("values", "probabilities", "expected_values", "distributions")
-        }
+        names = ("values", "probabilities", "expected_values", "distributions")
+        here = {name: recognition.__dict__[name].cpu() for name in names}
         codes = [unit.code for unit in select(action_units, task)]
         return replace(recognition, **here).calibrated(
             self.calibration[task], codes, torch.tensor(get_task(task).values)
@@ -266,11 +264,15 @@ class AuLlavaProcessor(LlavaProcessor):
             `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task; a
             real number in that range where the decision was `"mean"`); `probability` (0 to 1) of that value, or of the
             nearest one allowed; `expected_value`, the mean over the task's values, which for `detection` is the
-            probability that the unit is present. All JSON-serialisable.
+            probability that the unit is present; and, for `detection` alone, the `threshold` (0 to 1) at which it is
+            called so. All JSON-serialisable.
         """
         chosen, units = get_task(task), select(action_units, task)
         if calibrated:
             recognition = self.calibrate(recognition, task, units)
+        fitted = self.calibration.get(task, {}) if calibrated and recognition.decision == "mode" else {}
+        limits = dict.fromkeys((unit.code for unit in units), 0.5) | fitted.get("thresholds", {})
+        called = len(chosen.values) == 2 and recognition.decision != "mean"
         columns = (recognition.values, recognition.probabilities, recognition.expected_values)
         return [
             {
@@ -279,6 +281,7 @@ class AuLlavaProcessor(LlavaProcessor):
                     "value": round(value, 6) if recognition.decision == "mean" else chosen.number(value),
                     "probability": round(probability, 6),
                     "expected_value": round(expected, 6),
+                    **({"threshold": round(limits[unit.code], 6)} if called else {}),
                 }
                 for unit, value, probability, expected in zip(units, *rows, strict=True)
             }

@@ -262,7 +262,7 @@ def fast_in_bfloat16(device: torch.device) -> bool:
 
 def image_tokens(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """What the language model will see: patches, `(batch, tokens, width)`, without a class token."""
-    features = encoder(pixel_values).last_hidden_state
+    features = encoder(pixel_values.contiguous(memory_format=torch.channels_last)).last_hidden_state
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
 
 

@@ -59,6 +59,17 @@ def test_only_an_active_unit_has_a_coloured_bar():
     assert not pixels(present, INACTIVE).any() and pixels(present, ACTIVE).any()
 
 
+def test_a_line_stands_where_a_unit_is_called_present():
+    units = face("detection", [0.9])["action_units"]
+    plain = np.asarray(draw_bars(units, "detection"))
+    left, right = np.flatnonzero((pixels(plain, ACTIVE) | pixels(plain, TRACK)).sum(0) > 12 * 5)[[0, -1]]
+    for limit in (0.2, 0.6):
+        image = draw_bars({code: unit | {"threshold": limit} for code, unit in units.items()}, "detection")
+        changed = (np.asarray(image) != plain).any(-1)[:, left : right + 1]
+        (columns,) = np.flatnonzero(changed.sum(0) > 12 * 5).reshape(1, -1)
+        assert len(columns) and np.allclose(columns / (right - left), limit, atol=0.01)
+
+
 def test_answers_read_as_people_write_them():
     assert answer_text({"value": 0}, "detection") == "absent"
     assert answer_text({"value": 1}, "detection") == "present"

@@ -123,10 +123,15 @@ def test_reading_names_the_values(processor):
     wink = ActionUnit("WINK", "Wink", "one eye closes", "eyelids")
     assert processor.read(recognition, "detection", ["AU12", wink]) == [
         {
-            "AU12": {"name": "Lip Corner Puller", "value": 1, "probability": 0.75, "expected_value": 0.75},
-            "WINK": {"name": "Wink", "value": 0, "probability": 0.5, "expected_value": 0.25},
+            "AU12": {
+                "name": "Lip Corner Puller", "value": 1, "probability": 0.75, "expected_value": 0.75, "threshold": 0.5,
+            },
+            "WINK": {"name": "Wink", "value": 0, "probability": 0.5, "expected_value": 0.25, "threshold": 0.5},
         }
-    ]
+    ]  # fmt: skip
+    (levels,) = processor.read(recognition, "intensity_level", ["AU12", wink])
+    (means,) = processor.read(recognition.decide("mean", torch.tensor([0.0, 1.0])), "detection", ["AU12", wink])
+    assert not any("threshold" in unit for unit in [*levels.values(), *means.values()])
 
 
 def test_calibration_moves_probabilities_and_thresholds_and_is_stored(processor, tmp_path):
@@ -144,10 +149,12 @@ def test_calibration_moves_probabilities_and_thresholds_and_is_stored(processor,
     (units,) = own.read(recognition, "detection", "AU6,AU12")
     softer = 0.8**0.5 / (0.8**0.5 + 0.2**0.5)  # two thirds: above AU6's usual half, below AU12's 0.7
     assert [unit["value"] for unit in units.values()] == [1, 0]
+    assert [unit["threshold"] for unit in units.values()] == [0.5, 0.7]
     assert [unit["expected_value"] for unit in units.values()] == pytest.approx([softer, softer], abs=1e-5)
     assert [unit["probability"] for unit in units.values()] == pytest.approx([softer, 1 - softer], abs=1e-5)
     (plain,) = own.read(recognition, "detection", "AU6,AU12", calibrated=False)
     assert [unit["value"] for unit in plain.values()] == [1, 1]
+    assert [unit["threshold"] for unit in plain.values()] == [0.5, 0.5]
     assert own.read(recognition, "intensity", "FEAFA1,FEAFA2")[0]["FEAFA1"]["probability"] == pytest.approx(0.8)
 
 

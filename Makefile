@@ -5,11 +5,10 @@ RUN := $(VENV)/bin/python
 MODULES := action_units.py arguments.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
 	recognition_au_llava.py grammar_au_llava.py evidence_au_llava.py templates_au_llava.py pipeline_au_llava.py face_alignment.py drawing.py losses.py \
 	shared_prefix.py trainer.py adapters.py au_llava/*.py
-RENDERS ?= 23250
-DATA := data/synthetic
-OTHER := data/other
+DATA ?= data/synthetic
+OTHER ?= data/other
 
-.PHONY: demo test test-matrix lint format checkpoint clean
+.PHONY: demo test test-matrix lint format checkpoint rehearsal clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/au-llava demo
@@ -62,24 +61,48 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 # The default checkpoint from nothing. Every stage resumes where it was stopped. About six hours on two cores.
+# How much of each stage: what the default checkpoint takes (docs/checkpoint.md).
+RUNS ?= runs
+TARGET ?= .
+RENDERS ?= 23250
+OTHERS ?= 15000
+VALIDATION ?= 1000
+ENCODER ?= --epochs 30
+SECOND ?= --num_train_epochs 1.2
+HEAD ?= --compute 1.5e14
+EVALUATION ?= --formats 64 --robustness 30
+FACES := $(RUN) -m au_llava.datasets_scripts.synthetic_faces
+
 checkpoint: $(VENV)/installed
-	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split train --limit $(RENDERS)
-	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(DATA) --split validation --limit 1000
-	$(RUN) -m au_llava.datasets_scripts.synthetic_faces --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit 15000
-	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir runs/encoder --epochs 30
-	$(RUN) -m checkpoint.assemble --encoder runs/encoder --data_dir $(DATA) --output_dir runs/start
-	$(RUN) -m checkpoint.language --model runs/start --data_dir $(DATA) --output_dir runs/language
-	$(RUN) train_sft.py --config recipes/checkpoint.yaml
-	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model runs/checkpoint --output_dir runs/second --num_train_epochs 1.2 --seed 1
-	$(RUN) -m checkpoint.reading --model runs/second --data_dir $(DATA) --output_dir runs/reading
-	$(RUN) -m checkpoint.practice --model runs/reading --data_dir $(DATA) $(OTHER) --output_dir runs/practice
-	$(RUN) -m checkpoint.reading --again --model runs/practice --data_dir $(DATA) --output_dir runs/again
-	$(RUN) -m checkpoint.publish --model runs/again --output_dir .
-	$(RUN) -m baselines.linear_head --model . --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample --compute 1.5e14 \
-		--calibrate --output runs/linear_head
-	$(RUN) evaluate_au.py --model . --dataset synthetic_facs --validation_dir $(DATA) --calibrate --update_card --output runs/evaluation_facs
-	$(RUN) evaluate_au.py --model . --dataset synthetic --validation_dir $(DATA) --calibrate --beside runs/linear_head \
-		--formats 64 --robustness 30 --update_card --output runs/evaluation
+	$(FACES) --output_dir $(DATA) --split train --limit $(RENDERS)
+	$(FACES) --output_dir $(DATA) --split validation --limit $(VALIDATION)
+	$(FACES) --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit $(OTHERS)
+	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir $(RUNS)/encoder $(ENCODER)
+	$(RUN) -m checkpoint.assemble --encoder $(RUNS)/encoder --data_dir $(DATA) --output_dir $(RUNS)/start
+	$(RUN) -m checkpoint.language --model $(RUNS)/start --data_dir $(DATA) --output_dir $(RUNS)/language $(LESSONS)
+	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model $(RUNS)/language --train_data synthetic:$(DATA) \
+		--output_dir $(RUNS)/checkpoint $(FIRST)
+	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model $(RUNS)/checkpoint --train_data synthetic:$(DATA) \
+		--output_dir $(RUNS)/second --seed 1 $(SECOND)
+	$(RUN) -m checkpoint.reading --model $(RUNS)/second --data_dir $(DATA) --output_dir $(RUNS)/reading $(READING)
+	$(RUN) -m checkpoint.practice --model $(RUNS)/reading --data_dir $(DATA) $(OTHER) --output_dir $(RUNS)/practice $(PRACTICE)
+	$(RUN) -m checkpoint.reading --again --model $(RUNS)/practice --data_dir $(DATA) --output_dir $(RUNS)/again $(AGAIN)
+	$(RUN) -m checkpoint.publish --model $(RUNS)/again --output_dir $(TARGET)
+	$(RUN) -m baselines.linear_head --model $(TARGET) --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample \
+		--calibrate --output $(RUNS)/linear_head $(HEAD)
+	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic_facs --validation_dir $(DATA) --calibrate --update_card \
+		--output $(RUNS)/evaluation_facs $(EVALUATION_FACS)
+	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic --validation_dir $(DATA) --calibrate --update_card \
+		--beside $(RUNS)/linear_head --output $(RUNS)/evaluation $(EVALUATION)
+
+# All stages on a few faces for a few steps, in minutes and apart from the root: what they make is worth nothing.
+rehearsal:
+	mkdir -p $(RUNS)/rehearsal/published
+	$(MAKE) checkpoint RUNS=$(RUNS)/rehearsal TARGET=$(RUNS)/rehearsal/published \
+		DATA=$(RUNS)/rehearsal/synthetic OTHER=$(RUNS)/rehearsal/other RENDERS=320 OTHERS=64 VALIDATION=64 \
+		ENCODER="--epochs 1" LESSONS="--steps 4" FIRST="--max_steps 3" SECOND="--max_steps 3" \
+		READING="--epochs 1" PRACTICE="--steps 6 --versions 1" AGAIN="--epochs 1 --steps 6" HEAD="--compute 1e12" \
+		EVALUATION="--formats 4 --robustness 4 --limit 16" EVALUATION_FACS="--limit 16"
 
 clean:
 	rm -rf $(VENV) .matrix demo

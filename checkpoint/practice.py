@@ -24,12 +24,10 @@ from au_llava.losses import soft_digits_table
 from au_llava.modeling_au_llava import moved
 from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
-from checkpoint.questions import LISTS, Question, open_model, read_labels, trained_lists, training_shards
+from checkpoint.questions import LISTS, ROUND, Question, open_model, read_labels, trained_lists, training_shards
 from checkpoint.rate import set_rate
 
 
-# Places in LISTS. The answer about FEAFA's units is four times as long as the others and the hardest to learn.
-ROUND = (2, 0, 1, 2, 0, 3)
 SPREAD, ERROR = 0.05, 1.0  # soft digits, and the weight of the error of values
 NEUTRAL = 0.25  # share of neutral drafts
 LOOKS = [[1, 0], [1.05, 4], [1.05, -4]]  # at each face: enlargement, and turn in degrees

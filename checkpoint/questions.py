@@ -14,6 +14,9 @@ from checkpoint.pretrain import LABELS
 
 # Each task's preset; and intensities of FACS units, so that all tasks can be asked about the same units.
 LISTS = (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "feafa"), ("intensity", "disfa"))
+# What is asked, step by step: places in LISTS. The answer about FEAFA's units is four times as long as the others and
+# the hardest to learn.
+ROUND = (2, 0, 1, 2, 0, 3)
 
 
 def open_model(folder: str) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:

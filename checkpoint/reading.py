@@ -13,10 +13,10 @@ pass over thousands of faces takes seconds. All of it goes on learning afterward
 
     python -m checkpoint.reading --model runs/second --data_dir data/synthetic --output_dir runs/reading
 
-After practice, `--again --model runs/practice` fits anew what the layer brings along of the image, and trains MLP and
-output head once more on what then reaches them. With `--encoder runs/longer`, an encoder that went on learning from
-the model's own, that one takes its place first, and the projector is fitted anew, so that the language model meets
-image tokens that it can read.
+After practice, `--again --model runs/practice` trains what the layer brings along of the image
+(`checkpoint/estimates.py`), and then MLP and output head once more on what reaches them. With `--encoder runs/longer`,
+an encoder that went on learning from the model's own, that one takes its place first, and the projector is fitted
+anew, so that the language model meets image tokens that it can read.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
+from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
@@ -47,7 +48,6 @@ LOOK = 5.5  # log of how much more an image token is looked at than a word
 FEW = 1000  # faces whose states in the language model the layer is started from
 CLEAR = 300  # faces whose states tell where a gate is to open that is fitted anew
 SOME = 500  # faces of these whose states between the digits it learns from, too: brackets, commas and points
-KEPT = 0.1  # weight of what the head's estimates are of words and of other questions, when they are fitted anew
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
 
@@ -213,55 +213,6 @@ def append_reader(
 
 
 @torch.no_grad()
-def refit_estimates(
-    model: AuLlavaForConditionalGeneration, questions: list[Question], tokens: torch.Tensor, labels: list[torch.Tensor]
-) -> None:
-    """Let the last layer's head bring along what the image tells of each unit now: linear fits to what it looks at.
-
-    An encoder that has gone on learning tells more, and a projector that makes of it what the old one said hides that.
-    Faces that the encoder has not learnt from teach most: of others it tells more than it will of new ones.
-
-    Args:
-        tokens, labels: As for [`append_reader`], by which this head was made.
-    """
-    language = model.model.language_model
-    layer = language.layers[-1]
-    found: list[torch.Tensor] = []
-    hook = layer.input_layernorm.register_forward_hook(lambda module, given, made: found.append(made.float()))
-
-    def entering(question: Question, part: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the layer gets of image tokens `(pictures, tokens, width)`, and of words `(words, width)`."""
-        found.clear()
-        question.put(language, model.model.multi_modal_projector(part.float()), answers)
-        before, after = found
-        return after[:, : part.shape[1]], torch.cat([before[0], after[:, part.shape[1] :].flatten(0, 1)])
-
-    seen, words = [], []
-    for question, wanted in zip(questions, labels, strict=True):
-        nothing = torch.empty(len(tokens), 0, dtype=torch.long)  # what comes before an answer does not hang on it
-        parts = zip(tokens.split(100), nothing.split(100), strict=True)
-        bar = tqdm(parts, desc=f"seen, {question.name}", total=math.ceil(len(tokens) / 100))
-        seen.append(torch.cat([entering(question, *part)[0].mean(1) for part in bar]))
-        answers = question.write(wanted[:24])
-        answers[::2] = question.grammar.neutral_draft()
-        words.append(entering(question, tokens[:24], answers)[1])
-    hook.remove()
-    squares = [part.T @ part / len(part) for part in seen]
-    text = torch.cat(words)
-    told, first = text.T @ text / len(text), 0
-    for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
-        rows = layer.self_attn.v_proj.weight[first : first + len(question.units)]
-        first += len(rows)
-        standard = standardised(question.grammar.values[wanted])
-        # What it makes of words, and of the image when another question is asked, is to stay as it is.
-        others = sum(square for other, square in enumerate(squares) if other != number) / max(len(squares) - 1, 1)
-        own = squares[number] + KEPT * (others + told)
-        own = own + 1e-6 * squares[number].diagonal().mean() * torch.eye(len(own))
-        missing = standard - seen[number] @ rows.T
-        rows += torch.linalg.solve(own, seen[number].T @ missing / len(missing)).T
-
-
-@torch.no_grad()
 def wake(mlp: nn.Module, entering: list[torch.Tensor], values: list[torch.Tensor]) -> int:
     """Start those neurons anew that say little of their unit: most often a gate has shut, and hardly learns any more.
 
@@ -369,10 +320,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--encoder", help="an encoder that takes the place of the model's own")
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir", required=True, nargs="+", help="folders of faces; all are learnt from")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--limit", type=int, help="faces to learn from")
     parser.add_argument("--states", type=int, default=12_000, help="faces whose states the layer's MLP learns from")
+    parser.add_argument("--steps", type=int, default=600, help="with --again, of the layer's estimates")
     parser.add_argument("--epochs", type=int, default=4, help="of the MLP, over these faces")
     parser.add_argument("--learning_rate", type=float, default=1e-2)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -383,7 +335,7 @@ def main() -> None:
     set_seed(args.seed)
     model, processor = open_model(args.model)
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
-    files = training_shards(args.data_dir)
+    files = training_shards(*args.data_dir)
     limit = min(args.limit or args.states, args.states) if args.again else args.limit  # the linear fits take all faces
     faces, rows = read_shards(files, limit), read_labels(files)
     if args.encoder:
@@ -403,7 +355,7 @@ def main() -> None:
     labels = [question.labels(rows[: len(tokens)]) for question in questions]
     with FlopCounterMode(display=False) as counter:
         if args.again:
-            refit_estimates(model, questions, tokens, labels)
+            train_estimates(model, questions, tokens, labels, args.steps)
         else:
             append_reader(model, questions, tokens, labels)
         some = [own[: args.states] for own in labels]

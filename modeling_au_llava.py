@@ -85,8 +85,9 @@ class AuLlavaModel(LlavaModel):
         """
         looks = None if self.training else self.config.looks
         seen = pixel_values if looks is None else torch.cat([moved(pixel_values, *look) for look in looks])
-        # In this order processors convolve faster by a third; what comes out is the same.
-        outputs = self.vision_tower(seen.contiguous(memory_format=torch.channels_last), return_dict=True)
+        if not torch.is_grad_enabled():  # in this order processors convolve faster by a third; the result is the same
+            seen = seen.contiguous(memory_format=torch.channels_last)
+        outputs = self.vision_tower(seen, return_dict=True)
         # The last hidden state has passed the encoder's final norm. Stock LLaVA reads `hidden_states`, which for
         # DINOv2 has not, and would leave the trained norm out.
         patches = self.patch_features(outputs.last_hidden_state, seen)

@@ -126,6 +126,11 @@ def upload(
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     before = api.model_info(repo_id, revision=revision)
+    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    tagged = tags.get(tag, before.sha)
+    taken = f"{repo_id}: the tag {tag} stands for {tagged} already; give another one"
+    if tagged != before.sha:
+        raise ValueError(f"{taken}. Nothing was uploaded.")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     old = {sibling.rfilename for sibling in before.siblings or []} - {".gitattributes", *names}
     operations: list = [CommitOperationAdd(name, folder / name) for name in names]
@@ -134,10 +139,9 @@ def upload(
     commit = api.create_commit(
         repo_id, operations, commit_message=message, revision=revision, parent_commit=before.sha
     )
+    if tag in tags and commit.oid != tagged:
+        raise ValueError(f"{taken}. The files are there, as {commit.oid}.")
     if tag:
-        tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
-        if tagged.get(tag, commit.oid) != commit.oid:
-            raise ValueError(f"{repo_id}: the tag {tag} stands for {tagged[tag]} already; give another one.")
         api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
     return commit
 

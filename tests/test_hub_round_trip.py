@@ -135,7 +135,12 @@ def test_refusals_are_told_and_nothing_is_lost(hub, folder, tmp_path):
     upload(hub, tmp_path / "home", folder, "me/au", True, "main", "v1")
     assert "me/au is public; give --public" in refused("me/au")
     (folder / "config.json").write_text('{"changed": 1}')
-    assert "the tag v1 stands for" in refused("me/au", True, "main", "v1")
+    # Whether anything changes shows only when it is committed; that the tag stands for an older commit, before.
+    assert "The files are there" in refused("me/au", True, "main", "v1")
+    assert len(hub.repository("me/au").commits) == 3
+    (folder / "config.json").write_text('{"changed": 2}')
+    assert "Nothing was uploaded" in refused("me/au", True, "main", "v1")
+    assert len(hub.repository("me/au").commits) == 3
     (folder / "README.md").write_text(CARD.replace("apache-2.0", '"no such: licence!"'))
     commits = len(hub.repository("me/au").commits)
     assert '"license"' in refused("me/au", True) and '"license"' in refused("me/other")

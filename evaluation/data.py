@@ -7,6 +7,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from au_llava.action_units import PRESETS
@@ -108,8 +110,11 @@ class EvaluationSet:
         digest = hashlib.sha256("\n".join([self.name, self.split, *self.samples]).encode())
         for labels in self.labels.values():
             digest.update(labels.tobytes())
-        for file in self.images.cache_files:  # the folder is named after the content of the data files
-            digest.update(Path(file["filename"]).parent.name.encode())
+        for batch in self.images.with_format("arrow").iter(1000):
+            (column,) = batch.columns
+            files = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+            for file in pc.struct_field(files, "bytes").to_pylist():
+                digest.update(file)
         return digest.hexdigest()
 
     def action_units(self, task: str) -> list[str]:

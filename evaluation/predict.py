@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 
@@ -22,6 +23,7 @@ from .data import EvaluationSet
 
 # Pictures of one part. Parts and batches are the same however many processes share them, and so are the answers.
 PART = 128
+_READ = ("*.safetensors", "config.json", "tokenizer*", "chat_template.jinja")  # beside the processor's settings
 _NUMBERS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
     {
@@ -46,10 +48,23 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def fingerprint(folder: str) -> list:
-    """What tells one version of a model from another: its weights and settings in a folder, or the Hub id itself."""
-    files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("config.json")])
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [folder]
+def fingerprint(source: str) -> dict:
+    """What tells one version of a model from another, other than its calibration, which changes no prediction.
+
+    Args:
+        source (`str`): Folder or Hub id.
+
+    Returns:
+        `dict`: `files`, of a folder names, sizes and times of weights, configuration and tokenizer; `commit`, of a
+        Hub id the one at hand; `processor`, a hash of the processor's settings.
+    """
+    files = sorted(file for pattern in _READ for file in Path(source).glob(pattern))
+    settings = AuLlavaProcessor.get_processor_dict(source)[0] | {"calibration": None}
+    return {
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "commit": extract_commit_hash(cached_file(source, "processor_config.json"), None),
+        "processor": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 def of_fold(model: str, fold: int) -> str:

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, tiny_model
 from dataset_trees import feafa_tree
 from huggingface_hub import ModelCard
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import evaluate_au
@@ -144,13 +145,34 @@ def test_torchrun_gives_what_one_process_gives(folder, tmp_path):
     assert first["tasks"] == second["tasks"]
 
 
-def test_other_weights_start_anew(folder, faces, tmp_path, tokenizer, processor):
-    first = predict(faces, folder, tmp_path / "out", tasks=["detection"]).read_bytes()
-    model = tiny_model(tokenizer, seed=1)
-    model.save_pretrained(tmp_path / "other")
-    processor.save_pretrained(tmp_path / "other")
-    second = predict(faces, str(tmp_path / "other"), tmp_path / "out", tasks=["detection"]).read_bytes()
-    assert first != second
+def test_other_weights_pictures_or_settings_start_anew(folder, faces, tmp_path, tokenizer, processor):
+    own, output = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(folder, own)
+
+    def made(pictures=faces) -> bytes:
+        return predict(pictures, str(own), output, tasks=["detection"]).read_bytes()
+
+    def values(file: bytes) -> list:
+        return pq.read_table(pa.BufferReader(file))["expected_values"].to_pylist()
+
+    def set_up(**changed) -> None:
+        path = own / "processor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    first = made()
+    set_up(calibration={"detection": {"temperature": 2.0}})
+    assert made() == first  # a calibration is applied to what was predicted
+    black = faces.images.map(lambda row: {"image": Image.new("RGB", row["image"].size)})
+    second = made(replace(faces, images=black))
+    set_up(
+        image_processor=json.loads((own / "processor_config.json").read_text())["image_processor"]
+        | {"image_mean": [0, 0, 0]}
+    )
+    third = made()
+    tiny_model(tokenizer, seed=1).save_pretrained(own)
+    fourth = made()
+    distinct = [values(file) for file in (first, second, third, fourth)]
+    assert all(a != b for number, a in enumerate(distinct) for b in distinct[:number])
 
 
 def test_stored_predictions_hold_what_the_model_said(folder, faces, tmp_path):

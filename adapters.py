@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -231,7 +232,7 @@ def make_card(
         parameters=parameters,
         data="\n".join(f"| {name} | {task} | {split} | {count:,} |" for name, task, split, count in data),
         versions=", ".join([f"au-llava {__version__}", *(f"{name} {version(name)}" for name in versions)]),
-        command=" ".join(["python", *sys.argv]),
+        command=shlex.join(["python", *sys.argv]),
         recipe=recipe.strip(),
     )
     return f"---\n{facts.to_yaml()}\n---\n{text}"

@@ -109,6 +109,8 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
         value = getattr(arguments, name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"The recipe's {name} is {value!r}; give a list of texts")
+    if training.hub_token is not None:  # command line and recipe are printed in the card, which may be public
+        raise ValueError("hub_token would be written into the model card; use `hf auth login` or HF_TOKEN instead.")
     if arguments.lora == "null":  # on the command line it is a word
         arguments.lora = None
     if arguments.lora not in (None, *LORA_TARGETS):

@@ -366,6 +366,18 @@ def test_a_broken_recipe_is_one_clear_message(tmp_path, text, message):
         read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
 
 
+def test_a_token_never_comes_into_a_card(recipe, monkeypatch):
+    with pytest.raises(ValueError, match="use `hf auth login` or HF_TOKEN") as told:
+        read_arguments(["--config", str(recipe), "--hub_token", "hf_secret"])
+    assert "hf_secret" not in str(told.value)
+    recipe.write_text(recipe.read_text() + "hub_token: hf_secret\n")
+    with pytest.raises(ValueError, match="hub_token would be written into the model card"):
+        read_arguments(["--config", str(recipe)])
+    monkeypatch.setattr(sys, "argv", ["train_sft.py", "--train_data", "csv:a.csv?task=detection&detector=none"])
+    command = "python train_sft.py --train_data 'csv:a.csv?task=detection&detector=none'"
+    assert command in make_card("run", [], False, [], None, "", [], "")
+
+
 def parse(name, *options):
     """A recipe, read as the script reads it."""
     # The machine of the tests need not have what the recipe is for.

@@ -68,7 +68,7 @@ def prepare(
     workers: int = 1,
     published: dict[str, dict[str, int]] | None = None,
 ) -> tuple[dict, int]:
-    """Make all crops that are not there yet, then the report.
+    """Make all crops that are not there yet, delete those that are not asked for any more, then write the report.
 
     Args:
         recordings (`Iterable[Recording]`): The labelled frames of one data set.
@@ -89,6 +89,9 @@ def prepare(
     old = read_manifest(folder) if (folder / "manifest.json").exists() else None
     if old:
         _check_settings(folder, old, head)
+        for shard in (folder / "data").glob("*.parquet"):
+            if shard.name not in marks:  # its people or sequences are not listed any more
+                shard.unlink()
         if not missing and old["fingerprint"] == head["fingerprint"] and old["complete"]:
             return old, 0
     find_faces(Image.new("RGB", (64, 64)), settings.detector)  # fails now rather than in every worker

@@ -175,11 +175,21 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = True) -> st
         `str`: The address of the repository.
 
     Raises:
-        ValueError: The preparation has not come to its end.
+        ValueError: The preparation has not come to its end, or the repository is there already and is public.
     """
-    if not read_manifest(folder)["complete"]:
+    manifest = read_manifest(folder)
+    if not manifest["complete"]:
         raise ValueError(f"{folder}: the preparation has not finished; run it again before uploading.")
     api = HfApi()
     address = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(repo_id=repository, repo_type="dataset", folder_path=folder, ignore_patterns="*.partial")
+    if private and not api.repo_info(repository, repo_type="dataset").private:
+        raise ValueError(f"{repository} is public; give --public if everyone may see these faces, or another name.")
+    shards = [f"data/{name}" for name in manifest["shards"]]
+    api.upload_folder(
+        repo_id=repository,
+        repo_type="dataset",
+        folder_path=folder,
+        allow_patterns=["README.md", "manifest.json", "contact_sheet.jpg", *shards],
+        delete_patterns="data/*",  # of people who are not listed any more
+    )
     return str(address)

@@ -214,7 +214,26 @@ def test_the_card_warns_and_the_upload_is_private(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "HfApi", lambda: hub)
     assert report.push_to_hub(tmp_path / "out", "me/bp4d") == "https://example.org/datasets/me/bp4d"
     hub.create_repo.assert_called_once_with("me/bp4d", repo_type="dataset", private=True, exist_ok=True)
-    assert hub.upload_folder.call_args.kwargs["folder_path"] == tmp_path / "out"
+    sent = hub.upload_folder.call_args.kwargs
+    assert sent["folder_path"] == tmp_path / "out" and "data/M007_T2-00000.parquet" in sent["allow_patterns"]
+    assert len(sent["allow_patterns"]) == 4 + 3 and sent["delete_patterns"] == "data/*"
+
+    hub.upload_folder.reset_mock()
+    hub.repo_info.return_value.private = False  # it was there before, and everyone sees it
+    with pytest.raises(ValueError, match="me/bp4d is public; give --public"):
+        report.push_to_hub(tmp_path / "out", "me/bp4d")
+    hub.upload_folder.assert_not_called()
+    report.push_to_hub(tmp_path / "out", "me/bp4d", private=False)
+    hub.upload_folder.assert_called_once()
+
+
+def test_who_is_not_listed_any_more_leaves_the_folder(tree, tmp_path):
+    recordings = bp4d.find_recordings(tree)
+    prepare(recordings, tmp_path / "out", NONE)
+    kept = [recording for recording in recordings if recording.subject != "F001"]
+    manifest, made = prepare(kept, tmp_path / "out", NONE)
+    assert made == 0 and "F001" not in manifest["subjects"]
+    assert sorted(path.name for path in (tmp_path / "out" / "data").iterdir()) == sorted(manifest["shards"])
 
 
 def test_the_code_digest_ignores_comments_alone(tmp_path, monkeypatch):

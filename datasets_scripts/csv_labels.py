@@ -16,6 +16,7 @@ import math
 import os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from ..action_units import CATALOGUE, get_task
 from .builder import CropsBuilder, CropsConfig
 from .feafa import in_random_test
-from .preparation import preparation_parser, run
+from .preparation import digest, preparation_parser, run
 from .recordings import Recording, read_frame, read_lines, settle
 
 
@@ -66,7 +67,7 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
                     "subject": subject,
                     "sequence": row.get("sequence") or subject,
                     "frame": read_frame(row["frame"]) if row.get("frame") else number - 1,
-                    "split": row.get("split"),
+                    "split": row.get("split") or ("test" if in_random_test(subject, 0) else "train"),
                     "labels": [_value(row[code], task) for code in codes],
                 }
             )
@@ -136,6 +137,16 @@ class CsvConfig(CropsConfig):
     def recordings(self) -> list[Recording]:
         return find_recordings(self.data_dir, self.task, self.skip_bad_labels)
 
+    @cached_property
+    def splits(self) -> dict[tuple[str, int], str]:
+        """The split of each picture, by sequence and frame."""
+        rows = read_csv(Path(self.data_dir), self.task, [])[1]
+        return {(row["sequence"], row["frame"]): row["split"] for row in rows}
+
+    def _crops(self) -> str:
+        # The crops are the same whatever their splits; the rows are not.
+        return digest([super()._crops(), sorted((*place, split) for place, split in self.splits.items())])
+
 
 class CsvLabels(CropsBuilder):
     """Pictures and labels of your own."""
@@ -144,13 +155,7 @@ class CsvLabels(CropsBuilder):
     BUILDER_CONFIGS = [CsvConfig(name="default")]
 
     def split_of(self, row: dict) -> str:
-        if self._splits is None:
-            rows = read_csv(Path(self.config.data_dir), self.config.task, [])[1]
-            self._splits = {(row["sequence"], row["frame"]): row["split"] for row in rows}
-        split = self._splits[row["sequence"], row["frame"]]
-        return split or ("test" if in_random_test(row["subject"], 0) else "train")
-
-    _splits: dict[tuple[str, int], str | None] | None = None
+        return self.config.splits[row["sequence"], row["frame"]]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -149,6 +149,9 @@ def test_a_csv_of_ones_own(tmp_path):
     assert [row["completion"][0]["content"] for row in data["train"]] == ["[0, 1]", "[1]"]
     assert math.isnan(data["train"][1]["labels"][1]) and data["test"]["subject"][:] == ["ben"]
     assert '"no file' in (tmp_path / "crops" / "manifest.json").read_text()
+    # Other splits of the same pictures make other rows.
+    csv.write_text(csv.read_text().replace("anna,train", "anna,test").replace("ben,test", "ben,train"))
+    assert load_csv()["train"]["subject"][:] == ["ben"]
     csv.write_text("image,AU1,AU99\nfaces/a1.png,0,1\n")
     with pytest.raises(ValueError, match=r"labels.csv:1: the header .*AU99"):
         load_csv()

@@ -42,7 +42,8 @@ class Augmentation:
 
     Args:
         flip (`float`, *optional*, defaults to 0.5): Probability of a left-right flip, which exchanges the labels of
-            left and right units.
+            left and right units. Where one of a pair is unknown the picture stays as it is, for the flip would ask
+            about another unit.
         rotation (`float`, *optional*, defaults to 10): Largest turn, in degrees.
         scale (`float`, *optional*, defaults to 0.1): Largest growth or shrinking, as a part of the size.
         shift (`float`, *optional*, defaults to 0.05): Largest shift, as a part of the side.
@@ -90,8 +91,8 @@ class Augmentation:
             The new picture, of the same size, and the labels that belong to it, in the same order where it can be.
         """
         labels = dict(labels)
-        if generator.random() < self.flip:
-            image, labels = ImageOps.mirror(image), mirror_labels(labels)
+        if generator.random() < self.flip and _known(mirrored := mirror_labels(labels)) == _known(labels):
+            image, labels = ImageOps.mirror(image), mirrored
         image = self._move(image, generator)
         if generator.random() < self.occlusion:
             image = _occlude(image, generator)
@@ -146,6 +147,10 @@ def mirror_labels(labels: Labels) -> dict[str | ActionUnit, float]:
     codes = [unit.code for unit in select(list(labels))]
     order = [code for code in codes if code in turned] + [code for code in turned if code not in codes]
     return dict(turned[code] for code in order)
+
+
+def _known(labels: Labels) -> set[str]:
+    return {unit.code for unit, value in zip(select(list(labels)), labels.values(), strict=True) if value == value}
 
 
 def _occlude(image: Image.Image, generator: np.random.Generator) -> Image.Image:

@@ -59,6 +59,12 @@ def test_picture_and_labels_flip_together(face):
     assert 35 <= flips <= 65
 
 
+@pytest.mark.parametrize("other", [{}, {"FEAFA2": float("nan")}])
+def test_a_picture_is_not_flipped_where_other_units_would_be_asked_about(face, other):
+    image, labels = replace(NOTHING, flip=1.0)(face, {"FEAFA1": 0.2, "AU12": 1.0, **other}, np.random.default_rng(0))
+    assert np.array_equal(np.asarray(image), np.asarray(face)) and list(labels) == ["FEAFA1", "AU12", *other]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_change_works_alone_and_is_off_at_zero(face, name):
     off = replace(NOTHING, **{name: 0.0})(face, {"AU12": 1.0}, np.random.default_rng(0))

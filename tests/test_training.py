@@ -77,6 +77,15 @@ def test_a_batch_asks_one_question_and_flips_keep_its_order(layout):
     assert torch.equal(again["pixel_values"], batch["pixel_values"])
 
 
+def test_augmented_one_sided_units_are_still_asked_about(processor):
+    labels = {"FEAFA1": 0.5}
+    origin = {"dataset": "own", "subject": "a", "sequence": "", "frame": 0}
+    row = make_row(Image.new("RGB", (224, 224)), labels, "intensity", instruct(labels, "intensity"), **origin)
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    batch = QuestionCollator(collate, Augmentation(flip=1.0))([row])
+    assert "FEAFA1 " in processor.tokenizer.decode(batch["input_ids"][0])
+
+
 def test_the_shared_prefix_gives_the_same_loss_and_gradients(tokenizer, layout, rows, tmp_path):
     results = []
     for kind in (SFTTrainer, SharedPrefixTrainer):

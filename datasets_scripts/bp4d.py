@@ -189,6 +189,7 @@ class Bp4d(CropsBuilder):
     """BP4D in three folds of subjects: `fold1`, `fold2` and `fold3`, each with the splits `train` and `test`."""
 
     BUILDER_CONFIG_CLASS = Bp4dConfig
+    DATASET = "bp4d"
     BUILDER_CONFIGS = [Bp4dConfig(name=f"fold{fold}") for fold in (1, 2, 3)]
 
     def split_of(self, row: dict) -> str:

@@ -36,6 +36,7 @@ class CropsConfig(datasets.BuilderConfig):
     Args:
         data_dir (`str`, *optional*): The data set's folder as distributed.
         crops_dir (`str`, *optional*): The prepared crops; they are made in the cache if only `data_dir` is given.
+        task (`str`): What the labels answer; each data set has its default.
         detector (`str`, *optional*, defaults to `"auto"`): See [`Settings`]. Without `data_dir` it means nothing.
         workers (`int`, *optional*, defaults to 1): Processes that make crops.
         action_units (`str`, *optional*): A preset or codes: only these labels; by default all that there are.
@@ -45,6 +46,7 @@ class CropsConfig(datasets.BuilderConfig):
     """
 
     crops_dir: str | None = None
+    task: str = ""
     detector: str = "auto"
     workers: int = 1
     action_units: str | None = None
@@ -80,10 +82,11 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
 
     Raises:
         ValueError: Neither `data_dir` nor `crops_dir` is given, labels are damaged, or `crops_dir` is unfinished or
-            holds other crops than those asked for.
+            holds crops of another data set, or with labels for another task.
     """
 
     BUILDER_CONFIG_CLASS = CropsConfig
+    DATASET = ""  # as the column `dataset` names it
 
     def split_of(self, row: dict) -> str | None:
         """`train`, `test`, or `None` for a row that this protocol leaves out."""
@@ -105,6 +108,11 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
             raise ValueError(f"{folder}: the preparation has not finished; run its command again.")
         shards = [folder / "data" / name for name in manifest["shards"]]
         for row in islice(_rows(shards), 1):  # options that do not fit are refused now, not amid the writing
+            if (row["dataset"], self.labels_of(row)[1]) != (self.DATASET, self.config.task):
+                raise ValueError(
+                    f"{folder} holds crops of {row['dataset']} with labels for {row['task']}, from which no rows of "
+                    f"{self.DATASET} for task {self.config.task!r} can be made; give another folder or task."
+                )
             self._asked(row), self.split_of(row)
         question = Question(relations=self._relations(shards) if self.config.relations else None)
         return [

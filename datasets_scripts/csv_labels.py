@@ -152,6 +152,7 @@ class CsvLabels(CropsBuilder):
     """Pictures and labels of your own."""
 
     BUILDER_CONFIG_CLASS = CsvConfig
+    DATASET = "own"
     BUILDER_CONFIGS = [CsvConfig(name="default")]
 
     def split_of(self, row: dict) -> str:

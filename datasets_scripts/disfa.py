@@ -170,6 +170,7 @@ class Disfa(CropsBuilder):
     """DISFA in three folds of subjects: `fold1`, `fold2` and `fold3`, each with the splits `train` and `test`."""
 
     BUILDER_CONFIG_CLASS = DisfaConfig
+    DATASET = "disfa"
     BUILDER_CONFIGS = [DisfaConfig(name=f"fold{fold}") for fold in (1, 2, 3)]
 
     def split_of(self, row: dict) -> str | None:

@@ -159,6 +159,7 @@ class FeafaConfig(CropsConfig):
         seed (`int`, *optional*, defaults to 0): Seed of the random split `paper`.
     """
 
+    task: str = "intensity"
     part: str = "A"
     fold: int = 1
     seed: int = 0
@@ -175,6 +176,7 @@ class Feafa(CropsBuilder):
     """
 
     BUILDER_CONFIG_CLASS = FeafaConfig
+    DATASET = "feafa"
     BUILDER_CONFIGS = [FeafaConfig(name="paper"), FeafaConfig(name="subject")]
 
     def split_of(self, row: dict) -> str | None:

@@ -17,6 +17,8 @@ from au_llava.datasets_scripts.bp4d import (
     read_occurrence,
 )
 from au_llava.datasets_scripts.builder import part_of_fold
+from au_llava.datasets_scripts.disfa import Disfa
+from au_llava.datasets_scripts.preparation import Settings, prepare
 
 
 AU = PRESETS["bp4d"].index
@@ -205,3 +207,13 @@ def test_the_command_prepares_and_says_how_counts_differ(tree, tmp_path, capsys)
     builder = Bp4d(config_name="fold3", crops_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare()
     assert set(builder.as_dataset("test")["subject"]) == {"F007"}
+
+
+def test_crops_of_another_task_or_data_set_are_refused(tree, tmp_path):
+    prepare(find_recordings(tree), tmp_path / "out", Settings("none"))
+    places = {"config_name": "fold1", "crops_dir": str(tmp_path / "out"), "cache_dir": str(tmp_path / "cache")}
+    for task in ("intensity_level", "detect"):
+        with pytest.raises(ValueError, match=f"crops of bp4d with labels for detection.*for task '{task}'"):
+            Bp4d(task=task, **places).download_and_prepare()
+    with pytest.raises(ValueError, match="crops of bp4d .* rows of disfa"):
+        Disfa(**places).download_and_prepare()

@@ -132,6 +132,11 @@ def test_presence_begins_at_the_threshold(tree, tmp_path, threshold, present):
     assert {value for row in data["train"] for value in row["labels"]} == ({0, 1} if threshold == 2 else {0})
 
 
+def test_a_task_that_is_none_is_refused(tree, tmp_path):
+    with pytest.raises(ValueError, match="rows of disfa for task 'detections'"):
+        load(tree, tmp_path, task="detections")
+
+
 def test_unknown_levels_stay_unknown_below_a_threshold(tree, tmp_path):
     path = tree / "ActionUnit_Labels" / "SN010" / "SN010_au4.txt"
     path.write_text("1,0\n2,0\n4,0\n6,0\n")

@@ -91,7 +91,7 @@ checkpoint: $(VENV)/installed
 	$(RUN) -m baselines.linear_head --model $(TARGET) --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample \
 		--calibrate --output $(RUNS)/linear_head $(HEAD)
 	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic_facs --validation_dir $(DATA) --calibrate --update_card \
-		--output $(RUNS)/evaluation_facs $(EVALUATION_FACS)
+		--output $(RUNS)/evaluation_facs
 	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic --validation_dir $(DATA) --calibrate --update_card \
 		--beside $(RUNS)/linear_head --output $(RUNS)/evaluation $(EVALUATION)
 
@@ -102,7 +102,7 @@ rehearsal:
 		DATA=$(RUNS)/rehearsal/synthetic OTHER=$(RUNS)/rehearsal/other RENDERS=320 OTHERS=64 VALIDATION=64 \
 		ENCODER="--epochs 1" LESSONS="--steps 4" FIRST="--max_steps 3" SECOND="--max_steps 3" \
 		READING="--epochs 1" PRACTICE="--steps 6 --versions 1" AGAIN="--epochs 1 --steps 6" HEAD="--compute 1e12" \
-		EVALUATION="--formats 4 --robustness 4 --limit 16" EVALUATION_FACS="--limit 16"
+		EVALUATION="--formats 4 --robustness 4"
 
 clean:
 	rm -rf $(VENV) .matrix demo

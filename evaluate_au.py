@@ -10,6 +10,7 @@ work between processes, with the same result. `docs/evaluation.md` explains what
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -20,13 +21,16 @@ from evaluation import calibration
 from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
-from evaluation.data import FOLDS, PROTOCOLS, QUESTIONS, RENDERED, SAMPLE, has_folds, read_set
+from evaluation.data import FOLDS, HELD_OUT, PROTOCOLS, QUESTIONS, RENDERED, SAMPLE, has_folds, read_set
 from evaluation.formats import check_formats
 from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
 from evaluation.results import summarise, write_json
 from evaluation.robustness import curves, damaged
 from evaluation.table import task_table
+
+
+_ASKED = ("fold", "limit", "tasks", "readout", "mirror")  # less than everything, or not as users are answered
 
 
 def arguments() -> argparse.Namespace:
@@ -62,6 +66,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=mirrored)
     parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
+
+    def refuse(what: str, names: tuple[str, ...], why: str) -> None:
+        given = [f"--{name}" for name in names if getattr(args, name) != parser.get_default(name)]
+        if given:
+            parser.error(f"{what} goes without {', '.join(given)}: {why}")
+
+    if args.predictions:
+        refuse("--predictions", (*_ASKED, "calibrate"), "what was asked, and of whom, is settled")
+    if args.update_card:
+        refuse(
+            "--update_card",
+            (*_ASKED, "split", "decision"),
+            "the card tells how users are answered, on all test pictures",
+        )
     args.fold = FOLDS[args.fold]
     if args.predictions:  # about what they were made for
         origin = read_origin(args.predictions)
@@ -73,10 +91,10 @@ def arguments() -> argparse.Namespace:
     one_model = args.model and "{fold}" not in args.model
     if not one_model and (args.update_card or args.formats or args.robustness):
         parser.error("--update_card, --formats and --robustness need one --model, without {fold}")
-    if args.calibrate and (not args.model or one_model and not args.fold and has_folds(args.dataset, args.protocol)):
+    if args.calibrate and (one_model and not args.fold and has_folds(args.dataset, args.protocol)):
         parser.error(
-            "--calibrate needs a --model, and with folds also --fold N, or a model for each fold with {fold} in its "
-            "name: the people of the other folds are test people"
+            "--calibrate needs --fold N where there are folds, or a model for each fold with {fold} in its name: the "
+            "people of the other folds are test people"
         )
     if args.model and not args.data_dir:
         if args.dataset not in RENDERED:
@@ -89,6 +107,10 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
     """Fit on the validation people of each fold, and store in the folder of its model."""
     folder = args.validation_dir or args.data_dir
     apart = read_set(args.dataset, folder, "validation", args.protocol, args.fold, args.limit)
+    if args.dataset not in RENDERED:  # these come with a split of their own
+        for fold in set(apart.folds):
+            people = {who for who, own in zip(apart.subjects, apart.folds, strict=True) if own == fold}
+            check_held_out(of_fold(args.model, fold), args.dataset, people)
     stored = predict(apart, args.model, Path(args.output, "validation"), *how)
     if processes().is_main_process:
         for fold, fitted in calibration.fit_folds(stored).items():
@@ -96,12 +118,41 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
     processes().wait_for_everyone()
 
 
+def check_held_out(model: str, dataset: str, people: set[str]) -> None:
+    """Refuse to fit on people that a model was trained on: it is surer about them than about others.
+
+    Args:
+        model (`str`): Folder; `train_sft.py` writes `held_out.json` there. Without one, nothing is known.
+        dataset (`str`): Whose people they are.
+        people (`set[str]`): The subjects that are to be fitted on.
+
+    Raises:
+        ValueError: The model was trained on some of them.
+    """
+    path = Path(model, "held_out.json")
+    known = json.loads(path.read_text()).get(dataset) if path.is_file() else None
+    if known is not None and not people <= set(known):
+        seen = ", ".join(sorted(people - set(known)))
+        raise ValueError(
+            f"{model} was trained on {seen}, whom --calibrate would fit to; train it with --held_out {HELD_OUT}, or "
+            "leave --calibrate out."
+        )
+
+
 def stored_calibration(folder: str) -> dict[int, dict]:
-    """Fitted on predictions about the validation people, where the same model has left some beside the others."""
-    validation = Path(folder, "validation")
-    if not validation.is_dir() or read_origin(validation)["model"] != read_origin(folder)["model"]:
-        return {}
-    return calibration.fit_folds(validation)
+    """What predictions were calibrated by: by test fold, as their `results.json` has it.
+
+    Where that is not there, as beside a baseline's predictions, it is fitted on those about the validation people.
+    """
+    results, validation = Path(folder, "results.json"), Path(folder, "validation")
+    fitted: dict[int, dict] = {}
+    if results.is_file():
+        for task, result in json.loads(results.read_text())["tasks"].items():
+            for fold, own in result["calibration"]["fitted"].items():
+                fitted.setdefault(int(fold), {})[task] = own
+    elif validation.is_dir() and read_origin(validation)["model"] == read_origin(folder)["model"]:
+        fitted = calibration.fit_folds(validation)
+    return fitted
 
 
 def main() -> None:

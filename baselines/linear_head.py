@@ -16,6 +16,7 @@ floating-point operations: as many as the language model had, so that both had t
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,11 @@ def main() -> None:
         for split, pictures in asked.items():
             mirrored = encode(pictures, model, processor, flip=True) if processor.mirror else None
             found[split] += tables(pictures, heads, encode(pictures, model, processor), mirrored)
+    shutil.rmtree(Path(args.output, "validation"), ignore_errors=True)  # of an older head
     for split, folder in (("test", Path(args.output)), ("validation", Path(args.output, "validation"))):
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # an older head's answers about validation people are none of this one's
         if found[split]:
             folder.mkdir(parents=True, exist_ok=True)
             stamp = {STAMP: json.dumps(asked[split].origin() | {"model": sources})}

@@ -3,12 +3,14 @@
 All is fitted on the validation split and nothing else, and is stored with the model's processor, for each task with
 `fitted_on`, the data set, protocol and test fold whose validation people were used; [`Recognition.calibrated`] applies
 it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1,
-"decision": "median"}, "intensity": {"temperature": 0.6, "lines": {"FEAFA1": [0.1, 1.2], ...}}}`.
+"decision": "median"}, "intensity": {"temperature": 0.6, "temperatures": {"FEAFA1": 0.6, ...}, "lines": {"FEAFA1":
+[0.1, 1.2], ...}}}`.
 
 - A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler.
 - A threshold on the probability of presence, for each Action Unit, with the best F1: the mean over resampled pictures,
   for where F1 peaks hangs on a few of them.
-- Of a task whose values are one symbol each, the median: no other value has a smaller absolute error.
+- Of a task whose values are one symbol each, the median, which should have the smallest absolute error, or the most
+  probable value, whichever has it: the distributions of some models are no more than two points.
 - Of one whose values have several digits, a line for each Action Unit from the expected value to the value: of all
   digits after the first the model tells only those that follow its own choice, so that its median says little.
 """
@@ -27,7 +29,8 @@ from au_llava.action_units import get_task
 from au_llava.templates_au_llava import write_decision_files
 
 from . import bootstrap
-from .answers import Answers, as_recognition, read_answers, read_origin, recognised
+from .answers import Answers, as_recognition, decide, read_answers, read_origin, recognised
+from .data import RENDERED
 from .scores import is_detection
 
 
@@ -61,8 +64,14 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
                 for column, unit in enumerate(answer.action_units)
             }
         elif len(get_task(task).texts[0]) == 1:
-            fitted[task]["decision"] = "median"
+            humbler = apply(answer, fitted[task])
+            errors = {
+                way: np.nanmean(np.abs(decide(humbler, way).values - answer.labels)) for way in ("median", "mode")
+            }
+            fitted[task]["decision"] = min(errors, key=errors.get)
         else:
+            # Of each unit, for a task may be fitted on one list after the other.
+            fitted[task]["temperatures"] = dict.fromkeys(answer.action_units, temperature)
             fitted[task]["lines"] = {
                 unit: fit_line(answer.labels[:, column], answer.expected_values[:, column])
                 for column, unit in enumerate(answer.action_units)
@@ -170,6 +179,8 @@ def apply(answers: Answers, fitted: dict) -> Answers:
 def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: str = "test") -> dict[int, dict]:
     """One task's calibration for each test fold; empty unless every fold has one, and none knows the people scored.
 
+    Empty, too, if one was fitted to labels of this data set's other protocol, which calls other levels present.
+
     Args:
         calibrations (`dict[int, dict]`): By test fold, from [`load`].
         task (`str`): Which task.
@@ -183,14 +194,39 @@ def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: st
     found = {fold: fitted[task] for fold, fitted in calibrations.items() if task in fitted}
     for fold, fitted in found.items():
         source = fitted.get("fitted_on", {})
-        if split != "test" and source.get("dataset") == origin["dataset"]:
+        if source.get("dataset") not in _same_people(origin["dataset"]):
+            continue
+        if split != "test":
             return {}
-        if source.get("dataset") == origin["dataset"] and source != {**source, "fold": fold, **origin}:
+        if source["fold"] != fold:
             raise ValueError(
                 f"The calibration for {task} was fitted for {source}, not for fold {fold} of {origin}: thresholds "
                 "would have seen test people. Calibrate this fold's own model, or give --calibration FOLDER."
             )
+        if source["protocol"] != origin["protocol"]:
+            return {}
     return found if len(found) == len(calibrations) else {}
+
+
+def fitted_to(calibrations: dict[str, dict]) -> str:
+    """To whom a task's calibration was fitted, in words.
+
+    Args:
+        calibrations (`dict[str, dict]`): By test fold, as `results.json` has them; one at least.
+
+    >>> fitted_to({"0": {"fitted_on": {"dataset": "synthetic", "protocol": "standard", "fold": 0}}})
+    'validation people of synthetic, none of whom is tested'
+    """
+    sources = [own.get("fitted_on", {"dataset": "an unknown set"}) for own in calibrations.values()]
+    names = ", ".join(sorted({source["dataset"] for source in sources}))
+    # FEAFA's random test frames are of everyone.
+    leaks = any(source == {"dataset": "feafa", "protocol": "paper", "fold": 0} for source in sources)
+    return f"validation people of {names}, {'other frames of whom are' if leaks else 'none of whom is'} tested"
+
+
+def _same_people(dataset: str) -> tuple[str, ...]:
+    """The data sets whose pictures are this one's: both sets of rendered faces have the same."""
+    return RENDERED if dataset in RENDERED else (dataset,)
 
 
 def apply_folds(answers: Answers, fitted: dict[int, dict]) -> Answers:
@@ -218,22 +254,19 @@ def nearest(labels: np.ndarray, task: str) -> np.ndarray:
 def reliability(answers: Answers) -> dict:
     """How far probabilities and frequencies lie apart, over all Action Units together.
 
-    For `detection` the probability is that of presence; for the other tasks it is that of the most probable value, and
-    what is counted is whether it was the right one.
+    For `detection` the probability is that of presence; for the other tasks it is that of the value answered, and what
+    is counted is whether it was the right one: of `intensity`, to the hundredth.
 
     Returns:
         `dict`: `ece`, the expected calibration error over 15 equal bins (0 is perfect); `brier`, the mean squared
-        distance between distribution and truth; `bins`, for each non-empty bin `[mean probability, frequency, count]`.
+        distance between distribution and truth, 0 to 2; `bins`, for each non-empty bin `[mean probability, frequency,
+        count]`.
     """
     seen = ~np.isnan(answers.labels)
     distributions, truth = answers.distributions[seen], nearest(answers.labels[seen], answers.task)
-    if is_detection(answers.task):
-        probability, right = distributions[:, 1], (truth == 1).astype(float)
-        brier = float(((probability - right) ** 2).mean())
-    else:
-        probability, right = distributions.max(1), (distributions.argmax(1) == truth).astype(float)
-        at_truth = np.take_along_axis(distributions, truth[:, None], 1)[:, 0]
-        brier = float(((distributions**2).sum(1) - 2 * at_truth + 1).mean())
+    told = np.ones_like(truth) if is_detection(answers.task) else nearest(answers.values[seen], answers.task)
+    probability, at_truth = (np.take_along_axis(distributions, at[:, None], 1)[:, 0] for at in (told, truth))
+    right, brier = (told == truth).astype(float), float(((distributions**2).sum(1) - 2 * at_truth + 1).mean())
     own = np.minimum((probability * BINS).astype(int), BINS - 1)
     bins = [
         [float(probability[own == place].mean()), float(right[own == place].mean()), int((own == place).sum())]
@@ -246,7 +279,8 @@ def reliability(answers: Answers) -> dict:
 def store(fitted: dict, folder: str | Path) -> Path:
     """Write a calibration into `processor_config.json` of a model's folder, in place of older ones of the same tasks.
 
-    Lines of other units stay, too: a task may be fitted on several lists of units, one after the other.
+    Lines and temperatures of other units stay, too: a task may be fitted on several lists of units, one after the
+    other.
 
     Raises:
         FileNotFoundError: The folder has no processor.
@@ -257,8 +291,10 @@ def store(fitted: dict, folder: str | Path) -> Path:
     settings = json.loads(path.read_text())
     known = settings.get("calibration") or {}
     for task, own in fitted.items():
-        before = known.get(task, {}).get("lines", {})
-        known[task] = own | ({"lines": before | own["lines"]} if "lines" in own else {})
+        before = known.get(task, {})
+        known[task] = own | {
+            name: before.get(name, {}) | own[name] for name in ("lines", "temperatures") if name in own
+        }
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(settings | {"calibration": known}, indent=2) + "\n")
     os.replace(draft, path)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
+from .calibration import fitted_to
+from .compare import COMPARED
 from .data import RENDERED
 from .scores import MODEL, answered_row, is_detection
 from .table import NAMES, known_errors, number, published, remarks, verdicts, with_interval
-
-
-_SHOWN = {True: ("f1", "roc_auc"), False: ("mae", "icc31")}
 
 
 def update_card(results: dict, readme: str | Path) -> Path:
@@ -61,7 +60,7 @@ def _eval_results(results: dict) -> list[EvalResult]:
     for task, result in results["tasks"].items():
         row = answered_row(result["rows"])
         how = f"mean over {len(result['action_units'])} Action Units{row.removeprefix(MODEL)}"
-        for metric in _SHOWN[is_detection(task)]:
+        for metric in COMPARED[is_detection(task)]:
             value = result["rows"][row]["mean"][metric]["value"]
             if math.isnan(value):
                 continue
@@ -93,7 +92,7 @@ def _section(results: dict) -> str:
         "baselines answer the same for every picture and are made of the very labels they are scored on.",
     ]
     for task, result in results["tasks"].items():
-        metrics = _SHOWN[is_detection(task)]
+        metrics = COMPARED[is_detection(task)]
         lines += ["", f"### `{task}`, mean over {len(result['action_units'])} Action Units", ""]
         lines += ["| | " + " | ".join(NAMES[metric] for metric in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
         for row, scores in result["rows"].items():
@@ -123,11 +122,14 @@ def _calibration(tasks: dict) -> list[str]:
         if found["after"] is not None:
             pairs = ((number(found["before"][name]), number(found["after"][name])) for name in ("ece", "brier"))
             temperatures = ", ".join(f"{own['temperature']:.2f}" for own in found["fitted"].values())
-            rows.append([f"`{task}`", temperatures, *(" to ".join(pair) for pair in pairs)])
+            rows.append(
+                [f"`{task}`", fitted_to(found["fitted"]), temperatures, *(" to ".join(pair) for pair in pairs)]
+            )
     if not rows:
         return []
-    words = "Fitted to validation people, none of whom is tested: temperatures, thresholds, and how values follow."
-    return ["", "### Calibration", "", words, "", *_table(["", "temperature", "ECE", "Brier score"], rows)]
+    words = "Temperatures, thresholds, and how values follow. ECE is of the probability beside each answer."
+    head = ["", "fitted to", "temperature", "ECE", "Brier score"]
+    return ["", "### Calibration", "", words, "", *_table(head, rows)]
 
 
 def _groups(tasks: dict) -> list[str]:
@@ -135,7 +137,7 @@ def _groups(tasks: dict) -> list[str]:
     first = next(iter(tasks.values()))["groups"]
     if not first:
         return []
-    metrics = {task: _SHOWN[is_detection(task)][0] for task in tasks}
+    metrics = {task: COMPARED[is_detection(task)][0] for task in tasks}
     rows = [
         [f"{name}: {group}", str(scores["samples"])]
         + [with_interval(tasks[task]["groups"][name][group]["mean"][metric]) for task, metric in metrics.items()]

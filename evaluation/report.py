@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import faces, pictures
 from .answers import Answers
+from .calibration import fitted_to
 from .data import EvaluationSet
 from .scores import CALIBRATED, MODEL, is_detection
 from .table import HEADLINES, NAMES, number, remarks, verdicts, with_interval
@@ -186,7 +187,7 @@ def _groups(task: str, result: dict) -> str:
 
 def _calibration(task: str, result: dict) -> str:
     found = result["calibration"]
-    what = "presence" if is_detection(task) else "the most probable value"
+    what = "presence" if is_detection(task) else "the value answered"
     lines = [
         ([name, number(found[state]["ece"]), number(found[state]["brier"])], state == "after")
         for state, name in (("before", "as the model gives them"), ("after", "calibrated"))
@@ -197,7 +198,7 @@ def _calibration(task: str, result: dict) -> str:
         values = ", ".join(
             f"{own['temperature']:g}" + (f" (fold {fold})" if len(fitted) > 1 else "") for fold, own in fitted.items()
         )
-        note = f"Temperature {values}, fitted on people of the split validation, none of whom is tested here."
+        note = f"Temperature {values}, fitted to {fitted_to(fitted)}."
     else:
         note = "No calibration is applied: the model has none, or it was fitted on these very people."
     return (

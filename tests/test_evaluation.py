@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -213,8 +214,9 @@ def test_mirror_images_are_asked_about_where_the_processor_says_so(folder, faces
 
 def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
-    more = ("--update_card", "--formats", "4", "--robustness", "2")
-    evaluate("--model", folder, "--output", first, "--limit", "20", *more)
+    pq.write_table(pq.read_table(next(SAMPLE.glob("test-*.parquet"))).slice(0, 20), tmp_path / "test-00000.parquet")
+    more = ("--data_dir", tmp_path, "--update_card", "--formats", "4", "--robustness", "2")
+    evaluate("--model", folder, "--output", first, *more)
     out = capsys.readouterr().out
     assert "always positive" in out and "always zero" in out
     evaluate("--predictions", first, "--output", again)
@@ -234,6 +236,25 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     evaluate("--compare", first, first, "--output", tmp_path / "compared")
     out = capsys.readouterr().out
     assert "[0.000, 0.000]" in out and results["protocol"] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--model . --update_card --limit 3", "--update_card goes without --limit"),
+        (
+            "--model . --update_card --split validation --decision mean",
+            "--update_card goes without --split, --decision",
+        ),
+        ("--model . --update_card --tasks detection --no-mirror", "--update_card goes without --tasks, --mirror"),
+        ("--predictions {} --fold 1 --calibrate", "--predictions goes without --fold, --calibrate"),
+        ("--predictions {} --limit 3 --readout parallel", "--predictions goes without --limit, --readout"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(arguments, told, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(*arguments.format(tmp_path).split(), "--output", tmp_path)
+    assert told in capsys.readouterr().err
 
 
 def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
@@ -285,13 +306,16 @@ def test_facs_intensities_of_rendered_faces_are_a_set_of_their_own(folder, tmp_p
     for row, labels in zip(sample.slice(10, 10).to_pylist(), facs.labels["intensity"], strict=True):
         known = labels_of(row, "intensity")
         assert labels == pytest.approx([known[unit] for unit in PRESETS["disfa"]], abs=1e-4)
-    seen = {}
+    seen, warmth = {}, {}
     for dataset in ("synthetic_facs", "synthetic"):
         apart = read_set(dataset, tmp_path, "validation")
         fitted = calibration.fit_folds(predict(apart, folder, tmp_path / dataset, tasks=["intensity"]))[0]
         calibration.store(fitted, folder)
         seen |= fitted["intensity"]["lines"]
-    assert calibration.load(folder)["intensity"]["lines"] == seen and {"AU12", "FEAFA1"} <= set(seen)
+        warmth |= dict.fromkeys(apart.action_units("intensity"), fitted["intensity"]["temperature"])
+    stored = calibration.load(folder)["intensity"]
+    assert stored["lines"] == seen and {"AU12", "FEAFA1"} <= set(seen)
+    assert stored["temperatures"] == warmth
     forget(folder)
 
 
@@ -312,9 +336,11 @@ def test_calibration_is_stored_with_the_processor(folder):
     for number, unit in enumerate(
         ("FEAFA1", "AU12", "AU12")
     ):  # a list after the other; the last word on a unit counts
-        calibration.store({"intensity": {"temperature": 1.0 + number, "lines": {unit: [0.0, 1.0 + number]}}}, folder)
-    lines = {"FEAFA1": [0.0, 1.0], "AU12": [0.0, 3.0]}
-    assert calibration.load(folder) == fitted | {"intensity": {"temperature": 3.0, "lines": lines}}
+        own, line = 1.0 + number, [0.0, 1.0 + number]
+        newest = {"temperature": own, "temperatures": {unit: own}, "lines": {unit: line}}
+        calibration.store({"intensity": newest}, folder)
+    both = {"temperatures": {"FEAFA1": 1.0, "AU12": 3.0}, "lines": {"FEAFA1": [0.0, 1.0], "AU12": [0.0, 3.0]}}
+    assert calibration.load(folder) == fitted | {"intensity": {"temperature": 3.0} | both}
     forget(folder)
     assert json.loads(path.read_text()) == before
     assert calibration.load(None) == {}
@@ -375,6 +401,13 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
         evaluate("--model", tmp_path / "model1", *data, "--fold", 2, *one, tmp_path / "wrong")
     with pytest.raises(SystemExit):
         evaluate("--model", folder, *data, "--calibrate", "--output", tmp_path / "wrong")
+
+    whom = sorted(read_set("disfa", disfa_crops, "validation", fold=1).subjects)
+    for known, fine in (({"disfa": [*whom, "X"]}, True), ({"bp4d": []}, True), ({"disfa": ["X"]}, False)):
+        (tmp_path / "model1" / "held_out.json").write_text(json.dumps(known))
+        fitted = ("--model", tmp_path / "model1", *data, "--fold", 1, "--calibrate", *one, tmp_path / "held")
+        with nullcontext() if fine else pytest.raises(ValueError, match=f"was trained on {whom[0]}.*--held_out 0.2"):
+            evaluate(*fitted)
 
 
 def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, monkeypatch, capsys):

@@ -160,6 +160,9 @@ def test_a_calibration_of_another_fold_is_refused():
     test, disfa = make_answers(folds=(1, 2)), SETTINGS | {"dataset": "disfa"}
     with pytest.raises(ValueError, match="fold 2"):
         summarise({"detection": test}, disfa, "c", {1: {"detection": fitted}, 2: {"detection": fitted}})
+    paper = disfa | {"protocol": "paper"}  # whose labels are others: neither refused nor applied
+    found = summarise({"detection": test.take(test.folds == 1)}, paper, "c", {1: {"detection": fitted}}, resamples=2)
+    assert not found["tasks"]["detection"]["calibration"]["fitted"]
     other = SETTINGS | {"dataset": "bp4d"}  # other people
     summarise({"detection": test}, other, "c", dict.fromkeys((1, 2), {"detection": fitted}), resamples=10)
 
@@ -172,6 +175,7 @@ def test_people_that_a_calibration_was_fitted_on_are_not_scored_with_it():
         found = summarise({"detection": answers}, SETTINGS, "c", {0: {"detection": fitted}}, resamples=2)
         result = found["tasks"]["detection"]
         assert bool(result["calibration"]["fitted"]) == calibrated == (f"{MODEL}, calibrated" in result["rows"])
+    assert not calibration.own_people({0: {"detection": fitted}}, "detection", {"dataset": "synthetic_facs"}, "train")
 
 
 def test_each_fold_has_its_own_thresholds():
@@ -216,6 +220,10 @@ def test_thresholds_and_temperatures_are_the_best():
         best = max(f1_score(truth, probability >= threshold) for threshold in probability)
         assert f1_score(truth, probability >= calibration.best_threshold(truth, probability)) == pytest.approx(best)
         assert f1_score(truth, probability >= fitted["thresholds"][unit]) > best - 0.08
+    mixed = calibration.apply(answers, {"temperature": 2.0, "temperatures": {answers.action_units[0]: 0.5}})
+    for columns, temperature in ((slice(1), 0.5), (slice(1, None), 2.0)):
+        alike = calibration.apply(answers, {"temperature": temperature})
+        np.testing.assert_array_equal(mixed.distributions[:, columns], alike.distributions[:, columns])
     # Sharpened distributions need exactly the temperature that undoes the sharpening.
     sharp = calibration.apply(answers, {"temperature": 0.25})
     ratio = calibration.fit_temperature(sharp) / calibration.fit_temperature(answers)
@@ -245,11 +253,22 @@ def test_lines_undo_what_a_model_does_to_intensities():
     shy = replace(truth, expected_values=np.clip(0.15 + 0.5 * np.nan_to_num(truth.labels), 0, 1))
     for unit, (zero, slope) in calibration.fit({"intensity": shy})["intensity"]["lines"].items():
         assert (zero, slope) == pytest.approx((0.15, 2.0)), unit
-    assert calibration.fit({"intensity_level": make_answers("intensity_level", split="validation")}) == {
-        "intensity_level": {"temperature": pytest.approx(0.7, abs=0.5), "decision": "median"}
-    }
     silent = replace(truth, labels=truth.labels * np.array([1, 0, 1]))
     assert list(calibration.fit({"intensity": silent})["intensity"]["lines"]) == ["AU1", "AU4"]
+
+
+def test_levels_are_decided_by_what_errs_least():
+    answers = make_answers("intensity_level", split="validation")
+    doubting = answers.distributions * 0.55
+    doubting[..., 0] += 0.45  # most probable is 0, however sure the model is that something is there
+    for distributions, best in ((answers.distributions, "mode"), (doubting, "median")):
+        told = replace(answers, distributions=distributions, values=distributions.argmax(-1).astype(float))
+        fitted = calibration.fit({"intensity_level": told})["intensity_level"]
+        errors = {
+            way: np.nanmean(np.abs(calibration.apply(told, fitted | {"decision": way}).values - told.labels))
+            for way in ("mode", "median")
+        }
+        assert fitted["decision"] == best == min(errors, key=errors.get)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -292,12 +311,22 @@ def test_reliability():
     answers = make_answers()
     seen = ~np.isnan(answers.labels)
     found = calibration.reliability(answers)
-    assert found["brier"] == pytest.approx(brier_score_loss(answers.labels[seen], answers.expected_values[seen]))
+    both = 2 * brier_score_loss(answers.labels[seen], answers.expected_values[seen])  # of yes and of no
+    assert found["brier"] == pytest.approx(both)
     assert sum(count for *_, count in found["bins"]) == seen.sum()
     sure = np.zeros((*answers.labels.shape, 2))
     sure[..., 1] = np.nan_to_num(answers.labels)
     sure[..., 0] = 1 - sure[..., 1]
     assert calibration.reliability(Answers(**{**answers.__dict__, "distributions": sure}))["ece"] == 0
+    # Of what is answered, not of what is most probable: lines answer other values than that.
+    half = make_answers("intensity_level")
+    half = replace(half, values=np.zeros_like(half.values))
+    (seen, zero) = ~np.isnan(half.labels), half.distributions[..., 0]
+    for mean, share, count in calibration.reliability(half)["bins"]:
+        own = seen & (
+            np.minimum((zero * calibration.BINS).astype(int), calibration.BINS - 1) == int(mean * calibration.BINS)
+        )
+        assert (own.sum(), (half.labels[own] == 0).mean()) == (count, pytest.approx(share))
 
 
 def test_card_is_replaced_never_doubled(tmp_path):

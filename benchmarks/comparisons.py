@@ -30,6 +30,7 @@ from au_llava.datasets_scripts.sources import Source
 
 
 ROOT = Path(__file__).resolve().parent.parent
+ASKED = ("start", "recipe", "data", "test", "limit", "test_limit", "steps")  # scores of other ones are no answer
 QUESTIONS = ("detection:bp4d", "intensity_level:disfa", "intensity:feafa")
 # By name the fields that differ from the recipe. `SEPARATE` and `LAYOUT` are more than a field; see `train`.
 SEPARATE, LAYOUT = "one model for each task", "image before text"
@@ -137,18 +138,25 @@ def score(model_dir: Path, rows: Dataset, relations: Relations | None, batch_siz
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict:
-    """Train and score one way with one seed, or read the scores that are there."""
+    """Train and score one way with one seed, or read the scores that are there.
+
+    Raises:
+        ValueError: Those that are there were made of other data, or by other steps.
+    """
     folder = Path(args.output, f"{list(WAYS).index(name)}-{seed}")
-    stored = folder / "scores.json"
+    stored, settings = folder / "scores.json", {option: getattr(args, option) for option in ASKED}
     if stored.is_file():
-        return json.loads(stored.read_text())
+        known = json.loads(stored.read_text())
+        if known["settings"] != settings:
+            raise ValueError(f"{stored} was made with {known['settings']}, not {settings}; give another --output.")
+        return known["scores"]
     folder.mkdir(parents=True, exist_ok=True)
     relations = relations_in(read_rows(args.data, QUESTIONS, args.limit)) if "--relations" in WAYS[name] else None
     scores = {}
     for model_dir, asked in train(name, seed, args, folder):
         scores |= score(model_dir, read_rows(args.test, asked, args.test_limit), relations)
         shutil.rmtree(model_dir)
-    (folder / "scores.part").write_text(json.dumps(scores))
+    (folder / "scores.part").write_text(json.dumps({"settings": settings, "scores": scores}))
     os.replace(folder / "scores.part", stored)
     return scores
 

@@ -32,13 +32,17 @@ def test_one_seed_alone_says_nothing():
     assert "better" not in comparisons.table({"the recipe": [scores(0.1)], "other": [scores(0.9)]})
 
 
-def test_a_stored_run_is_not_repeated(tmp_path):
-    args = argparse.Namespace(output=str(tmp_path))
+def test_a_stored_run_is_not_repeated_and_not_taken_for_another(tmp_path):
+    settings = dict.fromkeys(comparisons.ASKED, 1)
+    args = argparse.Namespace(output=str(tmp_path), **settings)
     way = list(comparisons.WAYS)[2]
     folder = tmp_path / "2-1"
     folder.mkdir()
-    (folder / "scores.json").write_text(json.dumps(scores(0.25)))
+    (folder / "scores.json").write_text(json.dumps({"settings": settings, "scores": scores(0.25)}))
     assert comparisons.run(way, 1, args) == scores(0.25)
+    args.steps = 2
+    with pytest.raises(ValueError, match="another --output"):
+        comparisons.run(way, 1, args)
 
 
 def test_a_model_is_scored_on_rendered_faces():

@@ -67,6 +67,7 @@ TARGET ?= .
 RENDERS ?= 23250
 OTHERS ?= 15000
 VALIDATION ?= 1000
+TEST ?= 4000
 ENCODER ?= --epochs 30
 SECOND ?= --num_train_epochs 1.2
 HEAD ?= --compute 1.5e14
@@ -76,6 +77,7 @@ FACES := $(RUN) -m au_llava.datasets_scripts.synthetic_faces
 checkpoint: $(VENV)/installed
 	$(FACES) --output_dir $(DATA) --split train --limit $(RENDERS)
 	$(FACES) --output_dir $(DATA) --split validation --limit $(VALIDATION)
+	$(FACES) --output_dir $(DATA) --split test --limit $(TEST)
 	$(FACES) --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit $(OTHERS)
 	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir $(RUNS)/encoder $(ENCODER)
 	$(RUN) -m checkpoint.assemble --encoder $(RUNS)/encoder --data_dir $(DATA) --output_dir $(RUNS)/start
@@ -88,18 +90,17 @@ checkpoint: $(VENV)/installed
 	$(RUN) -m checkpoint.practice --model $(RUNS)/reading --data_dir $(DATA) $(OTHER) --output_dir $(RUNS)/practice $(PRACTICE)
 	$(RUN) -m checkpoint.reading --again --model $(RUNS)/practice --data_dir $(DATA) --output_dir $(RUNS)/again $(AGAIN)
 	$(RUN) -m checkpoint.publish --model $(RUNS)/again --output_dir $(TARGET)
-	$(RUN) -m baselines.linear_head --model $(TARGET) --data_dir $(DATA) --test_dir datasets_scripts/synthetic_faces/sample \
-		--calibrate --output $(RUNS)/linear_head $(HEAD)
-	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic_facs --validation_dir $(DATA) --calibrate --update_card \
+	$(RUN) -m baselines.linear_head --model $(TARGET) --data_dir $(DATA) --calibrate --output $(RUNS)/linear_head $(HEAD)
+	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic_facs --data_dir $(DATA) --calibrate --update_card \
 		--output $(RUNS)/evaluation_facs
-	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic --validation_dir $(DATA) --calibrate --update_card \
+	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic --data_dir $(DATA) --calibrate --update_card \
 		--beside $(RUNS)/linear_head --output $(RUNS)/evaluation $(EVALUATION)
 
 # All stages on a few faces for a few steps, in minutes and apart from the root: what they make is worth nothing.
 rehearsal:
 	mkdir -p $(RUNS)/rehearsal/published
 	$(MAKE) checkpoint RUNS=$(RUNS)/rehearsal TARGET=$(RUNS)/rehearsal/published \
-		DATA=$(RUNS)/rehearsal/synthetic OTHER=$(RUNS)/rehearsal/other RENDERS=320 OTHERS=64 VALIDATION=64 \
+		DATA=$(RUNS)/rehearsal/synthetic OTHER=$(RUNS)/rehearsal/other RENDERS=320 OTHERS=64 VALIDATION=64 TEST=16 \
 		ENCODER="--epochs 1" LESSONS="--steps 4" FIRST="--max_steps 3" SECOND="--max_steps 3" \
 		READING="--epochs 1" PRACTICE="--steps 6 --versions 1" AGAIN="--epochs 1 --steps 6" HEAD="--compute 1e12" \
 		EVALUATION="--formats 4 --robustness 4"

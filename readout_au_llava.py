@@ -11,6 +11,7 @@ Nothing here knows of Action Units or text: the grammar comes as token ids.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
@@ -26,6 +27,7 @@ READOUTS = ("exact", "parallel")
 
 # How many texts' keys and values are kept; for a language model of 7 billion parameters one takes about 0.25 GB.
 PREFIXES = 4
+SAMPLE = 997  # of a weight every so manieth number is looked at, to tell whether it is still the same
 
 
 class _StaticCache(StaticCache):
@@ -46,13 +48,11 @@ class ReadoutMixin:
     config: PreTrainedConfig
     device: torch.device
     dtype: torch.dtype
-    model: Callable
-    parameters: Callable
-    modules: Callable
+    model: Any
     get_image_features: Callable
     __call__: Callable
 
-    _prefixes: tuple[int, OrderedDict[tuple[int, ...], DynamicCache]] | None = None
+    _prefixes: tuple[tuple, OrderedDict[tuple[int, ...], DynamicCache]] | None = None
     _static: tuple[tuple, _StaticCache] | None = None
 
     @torch.inference_mode()
@@ -254,13 +254,9 @@ class ReadoutMixin:
 
     def _prefix(self, tokens: torch.Tensor) -> DynamicCache:
         """Keys and values of a text `(1, length)`, from memory if they are there."""
-        # Training steps, loading, casting and moving all change one of these; PEFT switches adapters by its own marks.
-        tensors = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters())
-        marks = ("_disable_adapters", "_active_adapter")
-        switches = tuple(str(vars(part)[mark]) for part in self.modules() for mark in marks if mark in vars(part))
-        weights = hash((tensors, switches))
-        if self._prefixes is None or self._prefixes[0] != weights:
-            self._prefixes = (weights, OrderedDict())
+        state = self._text_state()
+        if self._prefixes is None or self._prefixes[0] != state:
+            self._prefixes = (state, OrderedDict())
         known, key = self._prefixes[1], tuple(tokens[0].tolist())
         if key not in known:
             cache = DynamicCache(config=self.config)
@@ -270,6 +266,17 @@ class ReadoutMixin:
                 known.popitem(last=False)
         known.move_to_end(key)
         return known[key]
+
+    def _text_state(self) -> tuple:
+        """What differs once the language model does: trained, loaded, cast, moved, its adapters switched or scaled."""
+        language = self.model.language_model
+        weights = [weight.detach() for weight in language.parameters() if not weight.is_meta]  # not those on disk
+        # By value, for PyTorch does not count what fused optimizers or `.data` change.
+        sums = [weight.flatten()[::SAMPLE].sum(dtype=torch.float32).to(self.device) for weight in weights]
+        places = [(weight.dtype, weight.device) for weight in weights]
+        marks = ("_disable_adapters", "_active_adapter", "scaling")  # PEFT's own
+        switches = [str(vars(part)[mark]) for part in language.modules() for mark in marks if mark in vars(part)]
+        return torch.stack(sums).tolist() if sums else [], places, switches
 
     def _check_image_tokens(self, input_ids: torch.Tensor, encoded) -> None:
         """See that each prompt holds as many image tokens as its picture has patches."""

@@ -160,6 +160,45 @@ def test_an_adapter_switched_off_or_on_is_noticed(model, processor):
     torch.testing.assert_close(adapted.recognize(**question).distributions, tuned, atol=1e-5, rtol=0)
 
 
+def fused_step(model):
+    """As Trainer does by default: PyTorch does not count this as a change of the weights."""
+    for weight in model.model.language_model.parameters():
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(model.model.language_model.parameters(), lr=0.1, fused=True).step()
+
+
+def scaled_data(model):
+    for weight in model.model.language_model.parameters():
+        weight.data.mul_(-1)
+
+
+def scaled_adapter(model):
+    for part in model.modules():
+        if hasattr(part, "lora_A"):
+            part.scale_layer(3.0)
+
+
+@pytest.mark.parametrize("change", [fused_step, scaled_data, scaled_adapter])
+def test_a_text_is_computed_anew_however_the_weights_change(model, processor, change):
+    own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    question = {**inputs_for(own, "detection", "bp4d"), "grammar": own.grammar("detection", "bp4d")}
+    config = LoraConfig(target_modules=["v_proj"], init_lora_weights=False)
+    changing = get_peft_model(copy.deepcopy(model), config).eval().get_base_model()
+    before = changing.recognize(**question).distributions
+    change(changing)
+    after = changing.recognize(**question).distributions
+    assert not torch.allclose(after, before, atol=1e-4)
+    fresh = changing.recognize(**question, reuse_prefix=False).distributions
+    torch.testing.assert_close(after, fresh, atol=1e-5, rtol=0)
+
+
+def test_a_model_made_in_inference_mode_answers(model, processor):
+    question = {**inputs_for(processor, "detection", "AU12"), "grammar": processor.grammar("detection", "AU12")}
+    with torch.inference_mode():
+        made = copy.deepcopy(model)
+    assert torch.equal(made.recognize(**question).values, model.recognize(**question).values)
+
+
 def check_equal_but_for_near_ties(model, inputs, grammar):
     """Passes of other lengths sum in another order: bfloat16's 8 bits then round a logit up or down."""
     answer, expected = model.recognize(**inputs, grammar=grammar), generated(model, inputs, grammar)

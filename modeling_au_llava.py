@@ -159,7 +159,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             tokenizer (*optional*): The language model's tokenizer; loaded from `language` if that is a name. The token
                 `<image>` is added to it, and the embeddings grow if it needs a row that is not there.
             gguf_file (`str`, *optional*): The GGUF file inside the folder `language`.
-            kwargs: Go to both `from_pretrained` calls: `dtype`, `attn_implementation`, `trust_remote_code` and so on.
+            kwargs: Go to both `from_pretrained` calls: `dtype` (by default that of the language model, as it is
+                stored), `attn_implementation`, `trust_remote_code` and so on.
 
         Returns:
             [`AuLlavaForConditionalGeneration`]; its processor comes from [`AuLlavaProcessor.from_backbones`].
@@ -187,6 +188,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **trust)
         else:
             language_model = AutoModelForCausalLM.from_config(language, **kwargs)
+        if vision_tower.dtype != language_model.dtype:  # as each is stored: DINOv2 in float32, Vicuna in float16
+            vision_tower.to(language_model.dtype)
         vocabulary = language_model.config.vocab_size
         if tokenizer is None:
             image_token_id = vocabulary

@@ -116,6 +116,17 @@ def test_from_backbones_takes_folders_and_keeps_their_weights(tmp_path, tokenize
     torch.testing.assert_close(model.model.vision_tower(pixels).last_hidden_state, encoder(pixels).last_hidden_state)
 
 
+def test_backbones_that_are_stored_in_other_dtypes_join(tmp_path, tokenizer):
+    vision, language = str(tmp_path / "vision"), str(tmp_path / "language")
+    Dinov2Model(Dinov2Config(**VISION, **SQUARE)).save_pretrained(vision)
+    AutoModelForCausalLM.from_config(LlamaConfig(**TEXT)).half().save_pretrained(language)
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, language, copy.deepcopy(tokenizer))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float16}
+    model.save_pretrained(tmp_path / "joined")
+    again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "joined")
+    assert {weight.dtype for weight in again.parameters()} == {torch.float16}
+
+
 OWN_ENCODER = """
 from transformers import Dinov2Config, Dinov2Model
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -132,6 +132,7 @@ def merge(adapter: str | Path, folder: str | Path) -> None:
     with new_folder(folder) as draft:
         model.merge_and_unload().save_pretrained(draft)
         AuLlavaProcessor.from_pretrained(adapter).save_pretrained(draft)
+        shutil.copy(Path(adapter, "held_out.json"), draft)
         card = ModelCard.load(Path(adapter, "README.md"))
         card.data.library_name = "transformers"
         # Command and recipe tell of the training, and stay as they were.
@@ -159,6 +160,31 @@ def trained_on(datasets: Iterable[str], base: str) -> list[str]:
     except OSError:  # it has no card, or none that can be reached
         inherited = []
     return sorted({*datasets, *inherited})
+
+
+def never_seen(
+    base: str, trained: set[tuple[str, str]], held_out: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """By each data set that the weights were ever trained on: those of its people whom they were never trained on.
+
+    `train_sft.py` keeps this as `held_out.json` beside the weights; `evaluate_au.py --calibrate` fits to these people.
+
+    Args:
+        base (`str`): Hub id or folder of the model that the training starts from. Of a data set that it was trained
+            on, only people in its own `held_out.json` can remain.
+        trained (`set[tuple[str, str]]`): Data set and name of everyone that is trained on now.
+        held_out (`Mapping`): The people that are held out now, by data set.
+    """
+    try:
+        before = json.loads(Path(str(cached_file(base, "held_out.json"))).read_text())
+    except OSError:
+        before = {}
+    unknown: dict = dict.fromkeys(trained_on([], base), ())
+    people = dict.fromkeys((dataset for dataset, _ in trained), ()) | dict(held_out) | unknown | before
+    return {
+        dataset: [name for name in names if (dataset, name) not in trained]
+        for dataset, names in sorted(people.items())
+    }
 
 
 def check_push(names: list[str], public: bool, licence: str | None, base: str | None) -> None:

@@ -7,6 +7,7 @@ Every field of `arguments.py` and of TRL's `SFTConfig` may stand in the recipe o
 docs/training.md. A run that was stopped goes on where it stopped.
 """
 
+import json
 import math
 import sys
 from collections import Counter
@@ -18,33 +19,34 @@ from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.adapters import add_code, assemble, check_push, make_card, merge, trained_on
+from au_llava.adapters import add_code, assemble, check_push, make_card, merge, never_seen, trained_on
 from au_llava.arguments import AuLlavaArguments, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
-from au_llava.datasets_scripts.sources import Source, hold_out
+from au_llava.datasets_scripts.sources import Source, draw_people, set_apart, who_is_in
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
 from au_llava.trainer import check_space, full_disk_told, last_checkpoint
 
 
-def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None]:
-    """The rows to train on, and those to validate on."""
-    train, validation = [], []
+def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None, dict[str, list[str]]]:
+    """The rows to train on, those to validate on, and by data set the people that were held out of the former."""
+    train, validation, people = [], [], {}
     for text in arguments.train_data:
-        for part in Source(text.replace("{fold}", str(arguments.fold))).rows(questions=arguments.questions):
-            if arguments.held_out:
-                part, apart = hold_out(part, arguments.held_out)
-                validation.append(apart)
-            train.append(part.select(range(min(len(part), arguments.limit or len(part)))))
+        train += Source(text.replace("{fold}", str(arguments.fold))).rows(questions=arguments.questions)
+    if arguments.held_out:  # for all sources at once, for a person may be in several
+        people = draw_people(train, arguments.held_out)
+        train, validation = zip(*(set_apart(part, people) for part in train), strict=True)
+    train = [part.select(range(min(len(part), arguments.limit or len(part)))) for part in train]
+    validation = [*validation]
     for text in arguments.eval_data:
         validation += Source(text.replace("{fold}", str(arguments.fold))).rows("validation", arguments.questions)
     few = [
         part.select(np.linspace(0, len(part) - 1, min(len(part), arguments.eval_limit)).astype(int))
         for part in validation
     ]
-    return concatenate_datasets(train), concatenate_datasets(few) if few else None
+    return concatenate_datasets(train), concatenate_datasets(few) if few else None, people
 
 
 def count_rows(splits: dict[str, Dataset | None]) -> list[tuple[str, str, str, int]]:
@@ -71,7 +73,7 @@ def main() -> None:
 
     # Data
     with training.main_process_first(desc="data"):
-        train, validation = read_rows(arguments)
+        train, validation, held_out = read_rows(arguments)
     if validation is None and training.eval_strategy != "no":
         raise ValueError("eval_strategy is set, but there is no one to validate on: give held_out or eval_data.")
 
@@ -87,6 +89,7 @@ def main() -> None:
     if Path(base, "adapter_config.json").is_file():
         raise ValueError(f"{base} is an adapter; train on from the merged model, which --merge writes.")
     names = trained_on(train.unique("dataset"), base)
+    unseen = never_seen(base, who_is_in([train]), held_out)
     public = training.hub_private_repo is False
     if push:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
@@ -176,6 +179,7 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
     trainer.create_model_card()
+    Path(output_dir, "held_out.json").write_text(json.dumps(unseen, indent=1))
     if arguments.lora:
         add_code(trainer.core(), output_dir)
     result = output_dir

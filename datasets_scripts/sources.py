@@ -8,7 +8,8 @@ Source(text='bp4d:data/bp4d?config_name=fold1')
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -127,22 +128,46 @@ def check_rows(rows: Dataset, source: str) -> None:
                 )
 
 
-def hold_out(rows: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Set people apart for validation, so that nobody is in both parts.
+def draw_people(parts: Iterable[Dataset], share: float, seed: int = 0) -> dict[str, list[str]]:
+    """Choose people to validate on, over all parts of each data set at once.
 
     Args:
-        rows ([`Dataset`]): Training rows with `subject`.
+        parts: Training rows with `dataset` and `subject`.
         share (`float`): This share of the people, 0 to 1, but one at least; they are drawn by a hash of their names.
 
     Returns:
-        `tuple`: The rest, and those set apart.
+        `dict`: Their names, sorted, by data set.
 
     Raises:
-        ValueError: Nobody is left to train on.
+        ValueError: Nobody of a data set is left to train on.
     """
-    people = sorted(set(rows["subject"]), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-    count = max(1, round(share * len(people)))
-    if count >= len(people):
-        raise ValueError(f"held_out {share} of {len(people)} people leaves none to train on; give less.")
-    apart = np.isin(np.asarray(rows["subject"]), people[:count])
+    people = defaultdict(set)
+    for dataset, subject in who_is_in(parts):
+        people[dataset].add(subject)
+    drawn = {}
+    for dataset, names in people.items():
+        order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        count = max(1, round(share * len(order)))
+        if count >= len(order):
+            raise ValueError(
+                f"held_out {share} of {len(order)} people ({dataset}) leaves none to train on; give less."
+            )
+        drawn[dataset] = sorted(order[:count])
+    return drawn
+
+
+def who_is_in(parts: Iterable[Dataset]) -> set[tuple[str, str]]:
+    """Data set and name of everyone in some rows."""
+    return {person for part in parts for person in zip(part["dataset"][:], part["subject"][:], strict=True)}
+
+
+def set_apart(rows: Dataset, people: Mapping[str, Sequence[str]]) -> tuple[Dataset, Dataset]:
+    """Divide rows into those of everyone else and those of some people, named by data set."""
+    names = zip(rows["dataset"][:], rows["subject"][:], strict=True)
+    apart = np.array([subject in people.get(dataset, ()) for dataset, subject in names], bool)
     return rows.select(np.flatnonzero(~apart)), rows.select(np.flatnonzero(apart))
+
+
+def hold_out(rows: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Set people apart for validation, so that nobody is in both parts: [`draw_people`], then [`set_apart`]."""
+    return set_apart(rows, draw_people([rows], share, seed))

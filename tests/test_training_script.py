@@ -20,9 +20,10 @@ from trl import SFTTrainer
 
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.adapters import check_push, make_card
+from au_llava.adapters import check_push, make_card, never_seen
 from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
+from au_llava.datasets_scripts.sources import draw_people
 from au_llava.trainer import check_space, full_disk_told, is_disk_full, last_checkpoint
 
 
@@ -342,6 +343,28 @@ def test_a_processor_of_another_model_is_refused(run, tmp_path, tiny, processor)
     own.save_pretrained(other)
     with pytest.raises(ValueError, match=r"its processor writes 64 image tokens .* expects 16"):
         run("--model", other)
+
+
+def test_who_was_held_out_is_in_no_source_and_remembered(run, tmp_path):
+    [person] = draw_people([draw_rows()], 0.2)["drawn"]
+    (tmp_path / "more").mkdir()
+    draw_rows(4, subject=person).to_parquet(tmp_path / "more" / "train-0.parquet")
+    few = ("--max_steps", 1, "--eval_strategy", "no", "--merge")
+    folder = run("--train_data", tmp_path / "data", tmp_path / "more", "--held_out", 0.2, *few)
+    card = (folder / "README.md").read_text()
+    assert "| drawn | detection | train | 10 |" in card and "| drawn | detection | validation | 6 |" in card
+    for place in (folder, tmp_path / "run-merged"):
+        assert json.loads((place / "held_out.json").read_text()) == {"drawn": [person]}
+
+
+def test_a_model_that_is_trained_on_forgets_nobody_it_has_seen(tmp_path):
+    (tmp_path / "README.md").write_text(make_card("base", [], False, ["bp4d", "disfa", "feafa"], None, "", [], ""))
+    (tmp_path / "held_out.json").write_text('{"bp4d": ["F001", "M001"], "disfa": ["SN001"]}')
+    trained = {("bp4d", "M001"), ("bp4d", "F002"), ("own", "anna"), ("feafa", "PV001")}
+    drawn = {"bp4d": ["F003"], "own": ["ben"], "feafa": ["PV002"]}
+    # The base was trained on F003, and who of FEAFA was held out of it is not known.
+    seen = {"bp4d": ["F001"], "disfa": ["SN001"], "feafa": [], "own": ["ben"]}
+    assert never_seen(str(tmp_path), trained, drawn) == seen
 
 
 def test_options_that_contradict_each_other_are_refused(run):

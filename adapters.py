@@ -28,6 +28,9 @@ from .processing_au_llava import AuLlavaProcessor
 # Data sets whose agreements reach the weights that were trained on them.
 RESTRICTED = ("bp4d", "disfa", "feafa")
 
+# In the folder of a run, and of a base: what it was begun with. Hidden, for it is not to be published.
+MADE_WITH = ".made_with.json"
+
 _CARD = """
 # {title}
 
@@ -82,6 +85,26 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         os.mkdir(draft)  # for TemporaryDirectory to remove
 
 
+def check_made_with(folder: str | Path, settings: Mapping) -> None:
+    """See that a folder was begun with the same settings, before it is gone on with.
+
+    Args:
+        folder: Holds `MADE_WITH`, or is of a version that wrote none.
+        settings (`Mapping`): What it would be begun with now.
+
+    Raises:
+        ValueError: It was begun with others.
+    """
+    path = Path(folder, MADE_WITH)
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for name, value in settings.items():
+        if before.get(name, value) != value:
+            raise ValueError(
+                f"{folder} was begun with {name} {before[name]!r}, and now it is {value!r}. Give another output_dir, "
+                "or delete that folder."
+            )
+
+
 def assemble(
     folder: str | Path,
     vision: str,
@@ -93,12 +116,18 @@ def assemble(
     """Join two backbones once and keep the result, so that restarts and adapters begin with the same projector.
 
     Args:
-        folder: Where the model goes; nothing is done if it is there already.
+        folder: Where the model goes; nothing is done if it is there already, made of the same.
         vision, language, gguf_file: See [`AuLlavaForConditionalGeneration.from_backbones`].
         prompt_layout (`str`, *optional*, defaults to `"image_first"`): See [`AuLlavaProcessor`].
         dtype (`str`, *optional*, defaults to `"float32"`): Of the stored weights.
+
+    Raises:
+        ValueError: What is there was made of others.
     """
+    parts = {"vision": vision, "language": language, "gguf_file": gguf_file}
+    parts |= {"prompt_layout": prompt_layout, "dtype": dtype}
     if Path(folder).is_dir():
+        check_made_with(folder, parts)
         return
     model = AuLlavaForConditionalGeneration.from_backbones(vision, language, gguf_file=gguf_file, dtype=dtype)
     processor = AuLlavaProcessor.from_backbones(
@@ -114,6 +143,7 @@ def assemble(
     with new_folder(folder) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
+        Path(draft, MADE_WITH).write_text(json.dumps(parts))
         origins = [name for name in (vision, language) if not Path(name).is_dir()]
         facts = ModelCardData(library_name="transformers", base_model=origins or None, tags=["au-llava"])
         text = f"{vision} and {language}, joined by an untrained projector: a start for training.\n"

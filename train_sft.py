@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,30 @@ from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.adapters import add_code, assemble, check_push, make_card, merge, never_seen, trained_on
+from au_llava.adapters import (
+    MADE_WITH,
+    add_code,
+    assemble,
+    check_made_with,
+    check_push,
+    make_card,
+    merge,
+    never_seen,
+    trained_on,
+)
 from au_llava.arguments import AuLlavaArguments, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
-from au_llava.datasets_scripts.sources import Source, draw_people, set_apart, who_is_in
+from au_llava.datasets_scripts.sources import Source, digest_rows, draw_people, set_apart, who_is_in
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
 from au_llava.trainer import check_space, full_disk_told, last_checkpoint
+
+
+# Fields that a run may go on with others of: they do not change what is learnt, or the base remembers them.
+MAY_CHANGE = ("eval_data", "eval_limit", "resume", "merge", "public_licence")
+MAY_CHANGE += ("vision", "language", "gguf_file", "prompt_layout")
 
 
 def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None, dict[str, list[str]]]:
@@ -86,6 +102,10 @@ def main() -> None:
             assemble(base, arguments.vision, arguments.language, arguments.gguf_file, layout, stored)
     if Path(base).is_dir():
         base = str(Path(base).resolve())  # an adapter is to find it from anywhere
+    made_with = {name: value for name, value in asdict(arguments).items() if name not in MAY_CHANGE}
+    made_with |= {"model": base, "train_data's rows": digest_rows(train)}
+    if resumed:
+        check_made_with(output_dir, made_with)
     if Path(base, "adapter_config.json").is_file():
         raise ValueError(f"{base} is an adapter; train on from the merged model, which --merge writes.")
     names = trained_on(train.unique("dataset"), base)
@@ -171,6 +191,7 @@ def main() -> None:
         whole, trained = sum(sizes.values()), sum(learnt.values())
         merged = whole if arguments.merge and arguments.lora else 0
         check_space(training, steps, trained if arguments.lora else whole, trained, merged)
+        Path(output_dir, MADE_WITH).write_text(json.dumps(made_with))
     with full_disk_told(output_dir):
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model()

@@ -128,6 +128,15 @@ def check_rows(rows: Dataset, source: str) -> None:
                 )
 
 
+def digest_rows(rows: Dataset) -> str:
+    """A short hash of everything in some rows but the pictures and the questions, which are drawn anew."""
+    columns = [name for name in FEATURES if name not in ("images", "prompt", "completion")]
+    found = hashlib.sha256()
+    for batch in rows.select_columns(columns).iter(batch_size=10_000):
+        found.update(repr(batch).encode())
+    return found.hexdigest()[:16]
+
+
 def draw_people(parts: Iterable[Dataset], share: float, seed: int = 0) -> dict[str, list[str]]:
     """Choose people to validate on, over all parts of each data set at once.
 

@@ -15,12 +15,12 @@ from conftest import ROOT, tiny_model
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 from trl import SFTTrainer
 
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.adapters import check_push, make_card, never_seen
+from au_llava.adapters import assemble, check_push, make_card, never_seen
 from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.datasets_scripts.sources import draw_people
@@ -262,6 +262,37 @@ def test_a_full_disk_is_one_clear_message_and_the_run_goes_on_afterwards(run, tm
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=0))
     with pytest.raises(OSError, match="only 0.0 GB are free"):
         run("--max_steps", 400, "--save_total_limit", 50)
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with(run, tmp_path, tiny):
+    few = ("--max_steps", 2, "--eval_strategy", "no")
+    run(*few)
+    for option, value in (("--soft_digits", 0.1), ("--model", shutil.copytree(tiny, tmp_path / "other"))):
+        with pytest.raises(
+            ValueError, match=f"run was begun with {option[2:]} .*, and now it is .*another output_dir"
+        ):
+            run(*few, option, value)
+    data = tmp_path / "data" / "train-00000.parquet"
+    draw_rows(labels=[0.0, 1.0, 0.0]).to_parquet(data)
+    with pytest.raises(ValueError, match="run was begun with train_data's rows"):
+        run(*few)
+    draw_rows().to_parquet(data)
+    run("--max_steps", 3, "--eval_limit", 4, "--merge")
+
+
+def test_a_base_of_other_parts_is_refused(tmp_path, tokenizer, processor):
+    vision, language, base = tmp_path / "vision", tmp_path / "language", tmp_path / "run-base"
+    tiny_model(copy.deepcopy(tokenizer)).model.vision_tower.save_pretrained(vision)
+    processor.image_processor.save_pretrained(vision)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(language)
+    tokenizer.save_pretrained(language)
+    assemble(base, str(vision), str(language))
+    assemble(base, str(vision), str(language))
+    with pytest.raises(ValueError, match="run-base was begun with prompt_layout 'image_first', and now it is 'text_"):
+        assemble(base, str(vision), str(language), prompt_layout="text_first")
+    with pytest.raises(ValueError, match="run-base was begun with language"):
+        assemble(base, str(vision), "lmsys/vicuna-7b-v1.5")
 
 
 def write_text(path):

@@ -9,7 +9,6 @@ Nothing here knows of Action Units or text.
 """
 
 from math import isqrt
-from threading import Lock
 
 import torch
 from torch.nn import functional
@@ -24,7 +23,6 @@ WINDOW = 3  # cells along a side of what is blurred at once
 BLUR = 5  # cells along a side of what is averaged to blur
 SLIGHT = 1e-3  # a change of the expected value below this share of its range is none
 FAINT = 1e-6  # and so is a change of the log-odds below this
-_SWITCH = Lock()
 
 
 def find_evidence(
@@ -40,7 +38,7 @@ def find_evidence(
     """Maps of what the answers to a batch of crops rested on.
 
     Args:
-        model ([`AuLlavaForConditionalGeneration`]): The model that answered.
+        model ([`AuLlavaForConditionalGeneration`]): The model that answered; no other thread may use it meanwhile.
         input_ids (`torch.LongTensor` of shape `(batch, length)`): Left-padded prompts with their image tokens.
         pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): One face crop a prompt.
         grammar (`AnswerGrammar`): The grammar of the answers.
@@ -109,7 +107,7 @@ def _attended(model, input_ids, pixel_values, grammar, attention_mask, answers) 
         # What is seen at a place decides the next token: the prompt's last one the answer's first.
         embedded = model.get_input_embeddings()(tokens[:, start:]).detach().requires_grad_()
         language, reader = model.model.language_model, ValueReader(grammar, model.device)
-        with _SWITCH, torch.enable_grad():  # only the plain implementation tells its weights
+        with torch.enable_grad():  # only the plain implementation tells its weights
             usual = language.config._attn_implementation
             language.set_attn_implementation("eager")
             try:

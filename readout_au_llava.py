@@ -11,7 +11,10 @@ Nothing here knows of Action Units or text: the grammar comes as token ids.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import wraps
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
@@ -28,6 +31,20 @@ READOUTS = ("exact", "parallel")
 # How many texts' keys and values are kept; for a language model of 7 billion parameters one takes about 0.25 GB.
 PREFIXES = 4
 SAMPLE = 997  # of a weight every so manieth number is looked at, to tell whether it is still the same
+
+
+_TURNS: WeakKeyDictionary = WeakKeyDictionary()  # not in the models, which are copied and pickled; locks are not
+
+
+def _in_turn(method: Callable) -> Callable:
+    """Let threads use a model one after the other: its caches, and how it attends, are all of theirs."""
+
+    @wraps(method)
+    def alone(self, *args, **kwargs):
+        with _TURNS.setdefault(self, RLock()):
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 class _StaticCache(StaticCache):
@@ -55,6 +72,7 @@ class ReadoutMixin:
     _prefixes: tuple[tuple, OrderedDict[tuple[int, ...], DynamicCache]] | None = None
     _static: tuple[tuple, _StaticCache] | None = None
 
+    @_in_turn
     @torch.inference_mode()
     def recognize(
         self,
@@ -71,7 +89,7 @@ class ReadoutMixin:
         encoded: BaseModelOutputWithPooling | None = None,
         mirror: bool = False,
     ) -> Recognition:
-        """Answer under a grammar: always the right number of values, always in range.
+        """Answer under a grammar: always the right number of values, always in range. Threads take turns.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): Left-padded prompts with their image tokens.

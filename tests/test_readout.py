@@ -1,4 +1,8 @@
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from threading import get_ident
 
 import pytest
 import torch
@@ -190,6 +194,23 @@ def test_a_text_is_computed_anew_however_the_weights_change(model, processor, ch
     assert not torch.allclose(after, before, atol=1e-4)
     fresh = changing.recognize(**question, reuse_prefix=False).distributions
     torch.testing.assert_close(after, fresh, atol=1e-5, rtol=0)
+
+
+def test_threads_take_turns(model, processor):
+    """Evidence switches how the model attends, and a cache of fixed size is kept: no other call may run meanwhile."""
+    question = {**inputs_for(processor, "intensity", "feafa"), "grammar": processor.grammar("intensity", "feafa")}
+    passes = []
+
+    def slowly(*_):
+        passes.append(get_ident())
+        time.sleep(0.02)
+
+    handle = model.model.language_model.register_forward_pre_hook(slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: model.recognize(**question, reuse_prefix=False), range(2))
+    handle.remove()
+    assert first.forwards > 1 and torch.equal(first.distributions, second.distributions)
+    assert [len(list(some)) for _, some in groupby(passes)] == [first.forwards, second.forwards]
 
 
 def test_a_model_made_in_inference_mode_answers(model, processor):

@@ -38,7 +38,7 @@ class Source:
         text (`str`): `synthetic:FOLDER` (rendered faces; without a folder the committed sample); `bp4d:FOLDER`,
             `disfa:FOLDER`, `feafa:FOLDER` (prepared crops); `csv:FILE`; or only a folder of Parquet shards with the
             columns of `instructions.FEATURES`. Options of the builder follow after `?`, such as
-            `config_name=fold1&task=detection`; `split` is what is taken for training, `train` by default.
+            `config_name=fold1&task=detection`; `split` is what is taken instead of the usual one.
     """
 
     text: str
@@ -49,11 +49,11 @@ class Source:
         name = self.text.partition(":")[0]
         return name if name in BUILDERS else ""
 
-    def rows(self, split: str | None = None, questions: Sequence[str] = ()) -> list[Dataset]:
+    def rows(self, split: str = "train", questions: Sequence[str] = ()) -> list[Dataset]:
         """Read one split.
 
         Args:
-            split (`str`, *optional*): Another than the one for training.
+            split (`str`, *optional*, defaults to `"train"`): Which, where the source names none.
             questions (`Sequence[str]`, *optional*): What is asked about each rendered face: `task:preset` or
                 `task:codes`.
 
@@ -61,13 +61,13 @@ class Source:
             `list[Dataset]`: A part for each question, in the columns of `instructions.FEATURES`.
 
         Raises:
-            FileNotFoundError: There are no rows.
-            ValueError: Such a data set has no such split or option, a column is missing, or a label is out of range.
+            FileNotFoundError: There are no files of rows.
+            ValueError: Such a data set has no rows in this split or no such option, a column is missing, or a label is
+                out of range.
         """
         place, _, query = self.text.removeprefix(f"{self.name}:").partition("?")
         options = {key: yaml.safe_load(value) for key, value in parse_qsl(query)}
-        split = split or options.pop("split", "train")
-        options.pop("split", None)
+        split = options.pop("split", split)
         if not self.name:
             parts = [_read_folder(Path(place), split)]
         elif self.name == "synthetic" and "config_name" not in options:
@@ -87,18 +87,24 @@ def _build(name: str, place: str, split: str, options: dict) -> Dataset:
     except TypeError as error:
         raise ValueError(f"{name}:{place} does not take these options: {options} ({error}).") from None
     builder.download_and_prepare()
-    if split not in builder.info.splits:
-        raise ValueError(f"{name}:{place} has no split {split!r}; it has: {', '.join(builder.info.splits)}.")
+    splits = {kind: info.num_examples for kind, info in builder.info.splits.items()}
+    if not splits.get(split):
+        found = ", ".join(f"{kind} ({count} rows)" for kind, count in splits.items())
+        raise ValueError(
+            f"{name}:{place} has no rows in the split {split!r}; it has: {found}. Name another: split=..."
+        )
     return builder.as_dataset(split)
 
 
 def _read_folder(folder: Path, split: str) -> Dataset:
-    files = sorted(folder.glob("*.parquet"))
-    files = [file for file in files if file.name.startswith(f"{split}-")] or files
+    every = sorted(folder.glob("*.parquet"))
+    files = [file for file in every if file.name.startswith(f"{split}-")]
+    if split == "train" and not any(file.name.startswith(("train-", "validation-", "test-")) for file in every):
+        files = every
     if not files:
         raise FileNotFoundError(
-            f"No Parquet shards in {folder}; prepare them first (docs/data.md), or name the data set: "
-            f"{', '.join(f'{name}:{folder}' for name in BUILDERS)}."
+            f"No Parquet shards in {folder} for the split {split!r} ({split}-*.parquet); prepare them first "
+            f"(docs/data.md), or name the data set: {', '.join(f'{name}:{folder}' for name in BUILDERS)}."
         )
     return Dataset.from_parquet([str(file) for file in files])
 

@@ -23,7 +23,7 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import assemble, check_push, make_card, never_seen
 from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
-from au_llava.datasets_scripts.sources import draw_people
+from au_llava.datasets_scripts.sources import Source, draw_people
 from au_llava.trainer import check_space, full_disk_told, is_disk_full, last_checkpoint
 
 
@@ -365,6 +365,27 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(run, recipe)
     data.unlink()
     with pytest.raises(FileNotFoundError, match="No Parquet shards in"):
         run()
+
+
+def test_rows_come_from_the_split_that_is_asked_for(tmp_path):
+    draw_rows(4).to_parquet(tmp_path / "first.parquet")
+    [rows] = Source(str(tmp_path)).rows()
+    assert len(rows) == 4
+    draw_rows(2).to_parquet(tmp_path / "test-00000.parquet")
+    with pytest.raises(FileNotFoundError, match="split 'train'"):
+        Source(str(tmp_path)).rows()
+    (tmp_path / "first.parquet").rename(tmp_path / "train-00000.parquet")
+    assert [len(Source(f"{tmp_path}{split}").rows("validation")[0]) for split in ("?split=test", "?split=train")] == [
+        2,
+        4,
+    ]
+    with pytest.raises(FileNotFoundError, match="split 'validation'"):  # never the training rows
+        Source(str(tmp_path)).rows("validation")
+    synthetic = Source("synthetic:?config_name=detection")
+    with pytest.raises(
+        ValueError, match=r"no rows in the split 'validation'; it has: test \(300 rows\). Name another"
+    ):
+        synthetic.rows("validation")
 
 
 def test_a_processor_of_another_model_is_refused(run, tmp_path, tiny, processor):

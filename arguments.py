@@ -24,7 +24,8 @@ class AuLlavaArguments:
         metadata={"help": "Sources such as synthetic:FOLDER, bp4d:FOLDER?config_name=fold1, csv:FILE or a folder."}
     )
     eval_data: list[str] = field(
-        default_factory=list, metadata={"help": "Sources answered during training: their split `validation`, or ?split=..."}
+        default_factory=list,
+        metadata={"help": "Sources answered during training: their split `validation`, or ?split=..."},
     )
     held_out: float = field(
         default=0.0, metadata={"help": "Share (0 to 1) of the training people set apart to validate on instead."}

@@ -39,7 +39,8 @@ class Tracker:
         self.last = {number: seen for number, seen in self.last.items() if time - seen[0] <= self.patience}
         known, ids = list(self.last), [0] * len(boxes)
         if known and boxes:
-            cost = _cost(np.array([self.last[number][1] for number in known]), np.array(boxes))
+            # Cut off at 1, so that pairs that cannot be are all alike and none is worth giving up a good pair for.
+            cost = _cost(np.array([self.last[number][1] for number in known]), np.array(boxes)).clip(max=1)
             for row, column in zip(*linear_sum_assignment(cost), strict=True):
                 if cost[row, column] < 1:
                     ids[column] = known[row]

@@ -276,6 +276,13 @@ def test_ids_follow_places():
     assert tracker.update(2.6, [(150, 500, 250, 600), (330, 0, 430, 100)]) == [5, 4]
 
 
+def test_a_face_that_stays_keeps_its_id_whatever_the_others_do():
+    tracker, still = Tracker(), (400, 200, 600, 400)
+    assert tracker.update(0.0, [(50, 250, 150, 350), still]) == [1, 2]
+    assert tracker.update(0.04, [still, (770, 170, 1030, 430)]) == [2, 3]
+    assert tracker.update(0.08, [still]) == [2]
+
+
 def test_crossing_faces_keep_their_ids():
     tracker = Tracker()
     for step in range(21):

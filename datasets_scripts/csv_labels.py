@@ -5,7 +5,8 @@
     faces/ben_7.jpg,ben,1,
 
 `image` is relative to the csv. An empty cell means unknown. `subject`, `sequence`, `frame` and `split` (`train` or
-`test`) are optional; without `split`, a fifth of the subjects (without `subject`, of the pictures) is tested.
+`test`) are optional; without `split`, a fifth of the subjects is tested. Without `subject` each sequence counts as
+one, without `sequence` each picture.
 
 >>> from au_llava.datasets_scripts.csv_labels import CsvLabels
 >>> data = CsvLabels(data_dir="my_labels.csv", task="detection", crops_dir="data/mine")  # doctest: +SKIP
@@ -23,9 +24,8 @@ import numpy as np
 
 from ..action_units import CATALOGUE, get_task
 from .builder import CropsBuilder, CropsConfig
-from .feafa import in_random_test
 from .preparation import digest, preparation_parser, run
-from .recordings import Recording, read_frame, read_lines, settle
+from .recordings import Recording, read_frame, read_lines, settle, share_of
 
 
 COLUMNS = ("image", "subject", "sequence", "frame", "split")
@@ -60,19 +60,23 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
             row = dict(zip(header, cells, strict=True))
             if row.get("split", "train") not in ("train", "test"):
                 raise ValueError(f"split {row['split']!r} is neither 'train' nor 'test'")
-            subject = row.get("subject") or row["image"]
+            subject = row.get("subject") or row.get("sequence") or row["image"]
             rows.append(
                 {
                     "image": path.parent / row["image"],
                     "subject": subject,
                     "sequence": row.get("sequence") or subject,
                     "frame": read_frame(row["frame"]) if row.get("frame") else number - 1,
-                    "split": row.get("split") or ("test" if in_random_test(subject, 0) else "train"),
+                    "split": row.get("split"),
                     "labels": [_value(row[code], task) for code in codes],
                 }
             )
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
+    if "split" not in header:
+        people = {row["subject"] for row in rows}
+        tested = set(share_of(people, 0.2)) if len(people) > 1 else set()  # one has to be left to train on
+        rows = [row | {"split": "test" if row["subject"] in tested else "train"} for row in rows]
     return codes, rows
 
 

@@ -133,12 +133,14 @@ def _cut(recordings: list[Recording], limit: int | None) -> dict[str, Recording]
     left = math.inf if limit is None else limit
     share = left if limit is None else math.ceil(limit / len(recordings))
     for recording in recordings:
+        name = quote(recording.sequence, safe="")
+        if len(name) > 100:  # a path, or other writing than Latin; a file's name has 255 bytes at most
+            name = f"{name[:100]}-{digest(name)}"
         frames = int(min(len(recording.numbers), share, left))
         left -= frames
         # A recording without frames keeps one empty shard, which tells why.
         for start in range(0, max(frames, 1), SHARD_FRAMES):
-            name = f"{quote(recording.sequence, safe='')}-{start:05d}.parquet"
-            parts[name] = recording.part(start, min(start + SHARD_FRAMES, frames))
+            parts[f"{name}-{start:05d}.parquet"] = recording.part(start, min(start + SHARD_FRAMES, frames))
     return parts
 
 

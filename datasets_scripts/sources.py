@@ -24,6 +24,7 @@ from .csv_labels import CsvLabels
 from .disfa import Disfa
 from .feafa import Feafa
 from .instructions import FEATURES
+from .recordings import share_of
 from .synthetic_faces.builder import SyntheticFaces
 
 
@@ -161,13 +162,11 @@ def draw_people(parts: Iterable[Dataset], share: float, seed: int = 0) -> dict[s
         people[dataset].add(subject)
     drawn = {}
     for dataset, names in people.items():
-        order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-        count = max(1, round(share * len(order)))
-        if count >= len(order):
+        drawn[dataset] = sorted(share_of(names, share, seed))
+        if len(drawn[dataset]) == len(names):
             raise ValueError(
-                f"held_out {share} of {len(order)} people ({dataset}) leaves none to train on; give less."
+                f"held_out {share} of {len(names)} people ({dataset}) leaves none to train on; give less."
             )
-        drawn[dataset] = sorted(order[:count])
     return drawn
 
 

@@ -178,3 +178,27 @@ def test_a_csv_from_other_programs(tmp_path):
     csv.write_text('image,AU1\n"' + "a" * 200_000 + ",1\n")  # more than a cell, or a file's name, may hold
     [recording] = csv_labels.find_recordings(csv)
     assert not recording.images and recording.left_out[0][1].startswith("no file")
+
+
+def test_a_csv_needs_no_more_than_pictures_and_labels(tmp_path):
+    csv, name = tmp_path / "labels.csv", "/".join(["\u8868\u60c5" * 10] * 3)
+    save(tmp_path / name / "1.png", 40)
+    save(tmp_path / name / "2.png", 80)
+    csv.write_text(f"image,AU1\n{name}/1.png,0\n{name}/2.png,1\n", encoding="utf-8")
+    main = ["--data_dir", str(csv), "--detector", "none", "--workers", "1", "--output_dir"]
+    csv_labels.main([*main, str(tmp_path / "pictures")])
+    names = [path.name for path in (tmp_path / "pictures" / "data").iterdir()]
+    assert len(set(names)) == 2 and all(len(name) < 140 for name in names)
+    csv.write_text(f"image,sequence,AU1\n{name}/1.png,film,0\n{name}/2.png,film,1\n", encoding="utf-8")
+    csv_labels.main([*main, str(tmp_path / "film")])
+    assert [path.name for path in (tmp_path / "film" / "data").iterdir()] == ["film-00000.parquet"]
+
+
+@pytest.mark.parametrize(("people", "tested"), [(1, 0), (2, 1), (3, 1), (8, 2), (40, 8)])
+def test_a_fifth_of_a_csvs_people_is_tested(tmp_path, people, tested):
+    csv = tmp_path / "labels.csv"
+    csv.write_text("image,subject,AU1\n" + "".join(f"{n}.png,p{n // 2},0\n" for n in range(2 * people)))
+    _, rows = read_csv(csv, "detection", [])
+    splits = {row["subject"]: row["split"] for row in rows}
+    assert list(splits.values()).count("test") == tested
+    assert all(row["split"] == splits[row["subject"]] for row in rows)

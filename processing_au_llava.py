@@ -138,7 +138,8 @@ class AuLlavaProcessor(LlavaProcessor):
         """Prepare face crops for the model.
 
         Args:
-            images: A crop or a list of crops: paths, URLs, PIL images or arrays of any mode, size and orientation.
+            images: A crop, a list or a stack of crops: paths, URLs, PIL images or arrays of any mode, size and
+                orientation, or tensors with the channels first, of values from 0 to 1 or 255.
             text (`str` or `list[str]`, *optional*): Prompts of your own, with `<image>` in them, instead of a task.
             task (`str`, *optional*, defaults to `"detection"` when there is no `text`): `detection`, `intensity_level`
                 or `intensity`.
@@ -152,7 +153,7 @@ class AuLlavaProcessor(LlavaProcessor):
             ValueError: Unknown task or Action Unit, or a picture that cannot be read.
         """
         if images is not None:
-            images = _opened(images)
+            images = _opened(images, kwargs.get("do_rescale", True))
         if text is None and images is not None:
             crops = images if isinstance(images, list) else [images]
             text = [self.prompt(task or "detection", action_units)] * len(crops)
@@ -234,15 +235,10 @@ class AuLlavaProcessor(LlavaProcessor):
                 "tokens of their own; use one in which each digit is a token, such as Llama's or Qwen's."
             )
         return AnswerGrammar(
-            opening=list(openings[0]),
-            separator=list(separators[0]),
-            closing=list(closings[0]),
-            value_tokens=torch.tensor(value_tokens),
-            values=torch.tensor(chosen.values),
-            count=len(units),
-            neutral=self.tokenizer.convert_tokens_to_ids("?"),
-            mirrored=other_sides(units),
-        )
+            opening=list(openings[0]), separator=list(separators[0]), closing=list(closings[0]),
+            value_tokens=torch.tensor(value_tokens), values=torch.tensor(chosen.values), count=len(units),
+            neutral=self.tokenizer.convert_tokens_to_ids("?"), mirrored=other_sides(units),
+        )  # fmt: skip
 
     def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:
         """Apply what was fitted on a validation split for the task; see [`Recognition.calibrated`]."""
@@ -251,9 +247,8 @@ class AuLlavaProcessor(LlavaProcessor):
         names = ("values", "probabilities", "expected_values", "distributions")
         here = {name: recognition.__dict__[name].cpu() for name in names}
         codes = [unit.code for unit in select(action_units, task)]
-        return replace(recognition, **here).calibrated(
-            self.calibration[task], codes, torch.tensor(get_task(task).values)
-        )
+        allowed = torch.tensor(get_task(task).values)
+        return replace(recognition, **here).calibrated(self.calibration[task], codes, allowed)
 
     def read(
         self, recognition: Recognition, task: str, action_units=None, calibrated: bool = True
@@ -289,11 +284,15 @@ class AuLlavaProcessor(LlavaProcessor):
         ]
 
 
-def _opened(images):
-    """Open every picture in a nested list; tensors pass as they are."""
-    if isinstance(images, (list, tuple)):
-        return [_opened(image) for image in images]
-    return images if isinstance(images, torch.Tensor) else open_image(images)
+def _opened(images, scale: bool):
+    """Open every picture in a nested list; tensors pass as they are, but from 0 to 1 if they have yet to be scaled."""
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
+        return [_opened(image, scale) for image in images]
+    if isinstance(images, torch.Tensor):
+        if not (scale and images.is_floating_point() and images.max() <= 1):
+            return images
+        images = (images.movedim(0, -1) if images.shape[0] in (1, 3, 4) else images).float().cpu().numpy()
+    return open_image(images)
 
 
 AuLlavaProcessor.register_for_auto_class()

@@ -77,6 +77,19 @@ def test_every_kind_of_picture_gives_the_same_tensor(processor, picture):
         assert processor(images=picture.convert(mode))["pixel_values"].shape == (1, 3, 224, 224)
 
 
+def test_tensors_give_what_pictures_give(processor, picture):
+    expected = processor(images=picture)["pixel_values"]
+    whole = torch.from_numpy(np.array(picture)).movedim(-1, 0)
+    unit = whole / 255  # as torchvision's ToTensor makes it
+    for tensor in (whole, whole.float(), unit, unit.movedim(0, -1), unit.bfloat16()):
+        found = processor(images=tensor)["pixel_values"]
+        torch.testing.assert_close(found, expected, atol=0.02 if tensor.dtype == torch.bfloat16 else 1e-6, rtol=0)
+    torch.testing.assert_close(processor(images=unit, do_rescale=False)["pixel_values"], expected)
+    for stack in (torch.stack([unit, unit]), np.stack([np.asarray(picture)] * 2)):
+        inputs = processor(images=stack)
+        assert torch.equal(inputs["pixel_values"], torch.cat([expected, expected])) and len(inputs["input_ids"]) == 2
+
+
 def test_a_rotated_photograph_is_set_upright(processor, picture, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise

@@ -133,8 +133,8 @@ def _app(arguments: Namespace) -> int:
     from .app import launch
     from .photos import check_detector, load_pipeline
 
-    check_detector(arguments.detector)
-    launch(load_pipeline(arguments.model, arguments.device), arguments.detector, server_port=arguments.port)
+    detector = check_detector(arguments.detector)
+    launch(load_pipeline(arguments.model, arguments.device), detector, server_port=arguments.port)
     return 0
 
 

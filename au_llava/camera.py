@@ -30,7 +30,7 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
     asked = _asked(arguments)
     chosen = openface_columns(asked) if arguments.openface else columns(asked)
-    check_detector(arguments.detector)
+    arguments.detector = check_detector(arguments.detector)
     video, pipe = Video.open(name), load_pipeline(arguments.model, arguments.device)
     with TemporaryFile("w+") as kept:
         found = recognize_video(pipe, video, asked, arguments.fps, group=1, **_settings(arguments))

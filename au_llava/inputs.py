@@ -59,7 +59,16 @@ def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def place_below(name: str, inputs: list[str]) -> Path:
+def identity(name: str) -> str:
+    """What tells an input from others, even of its name: of a file also its whole path, size and time of change."""
+    try:
+        state = Path(name).stat()
+    except (OSError, ValueError):  # an address, or no file
+        return name
+    return f"{name} ({Path(name).absolute()}, {state.st_size} bytes, {state.st_mtime_ns})"
+
+
+def place_below(name: str, inputs: Iterable[str]) -> Path:
     """A relative path that no two inputs share: the one below the folder that holds them all.
 
     >>> str(place_below("photos/day/a.jpg", ["photos/day/a.jpg", "photos/a.jpg"]))

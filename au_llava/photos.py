@@ -25,7 +25,7 @@ from . import (
     default_checkpoint,
 )
 from .action_units import ActionUnit, get_task, select
-from .face_alignment import Face, find_faces, open_image
+from .face_alignment import Face, _scrfd_file, find_faces, open_image
 
 
 Question = tuple[str, list[ActionUnit]]
@@ -91,12 +91,17 @@ def questions(tasks: Iterable[str], action_units: str | None = None) -> list[Que
     return [(get_task(task).name, select(action_units, task)) for task in tasks]
 
 
-def check_detector(detector: str) -> None:
-    """Try the detector on an empty picture, so that a wrong name or a missing model shows before any work."""
+def check_detector(detector: str) -> str:
+    """Try the detector on an empty picture, so that a wrong name or a missing model shows before any work.
+
+    Returns:
+        `str`: The detector; of `auto` and `scrfd` what they stand for here: `cascade`, or the path of a model.
+    """
     try:
         find_faces(Image.new("RGB", (64, 64)), detector)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+    return _scrfd_file(download=False) if detector in ("auto", "scrfd") else detector
 
 
 def recognize(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .action_units import TASKS
 from .drawing import draw_sheet
-from .inputs import PICTURES, VIDEOS, expand, is_video, place_below
+from .inputs import PICTURES, VIDEOS, expand, identity, is_video, place_below
 from .journal import Journal
 from .photos import Photo, Question, check_detector, load_pipeline, provenance, questions, recognize
 from .smoothing import smoothed
@@ -34,8 +34,8 @@ def run(arguments: Namespace) -> int:
     if arguments.evidence and not arguments.overlay:
         raise ValueError("--evidence is drawn on overlays; give --overlay too.")
     crew = _crew(arguments)
-    inputs = expand(arguments.input, arguments.overlay) if crew.is_main_process else []
-    [inputs] = broadcast_object_list([inputs])
+    names = expand(arguments.input, arguments.overlay) if crew.is_main_process else []
+    [inputs] = broadcast_object_list([{name: identity(name) for name in names}])  # by name, its part in the journal
     if not output and any(map(is_video, inputs)):
         raise ValueError("Videos need --output FILE.csv, .jsonl or .parquet.")
     if not output and crew.num_processes > 1:
@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> int:
             f"--overlay {arguments.overlay} is one file, but there are {len(inputs)} inputs; name a folder."
         )
     with crew.local_main_process_first():  # what has to be downloaded is downloaded once
-        check_detector(arguments.detector)
+        arguments.detector = check_detector(arguments.detector)
         device = arguments.device or (str(crew.device) if crew.num_processes > 1 else None)
         pipe = load_pipeline(arguments.model, device)
     if arguments.openface and crew.is_main_process:
@@ -59,32 +59,33 @@ def run(arguments: Namespace) -> int:
     if arguments.smooth:
         about["smoothing"] = f"median over {arguments.smooth:g} seconds of a video's answers"
     journal = Journal(output.with_name(output.name + ".partial"), settings, crew.process_index)
-    done = journal.done & set(inputs)
+    parts = set(inputs.values())
+    done = journal.done & parts
     if done and crew.is_main_process:
         print(f"{len(done)} of {len(inputs)} inputs were done before.", file=sys.stderr)
     videos = [name for name in inputs if is_video(name)]
     mine = slice(crew.process_index, None, crew.num_processes)  # every so many-th piece of work
     try:
         _do_photos(journal, pipe, asked, arguments, inputs, mine)
-        for name in [name for name in videos[mine] if name not in journal.done]:
-            _do_video(journal, pipe, name, asked, arguments)
+        for name in [name for name in videos[mine] if inputs[name] not in journal.done]:
+            _do_video(journal, pipe, name, inputs[name], asked, arguments)
         crew.wait_for_everyone()
         journal.reload()
         for name in videos[mine]:
             _show_video(journal, name, asked, arguments, inputs)
         crew.wait_for_everyone()
         if crew.is_main_process:
-            write_table(output, _smooth(journal.rows(inputs), asked, arguments), chosen, about)
+            write_table(output, _smooth(journal.rows(inputs.values()), asked, arguments), chosen, about)
         crew.wait_for_everyone()
     except BaseException:
-        kept = f"{len(journal.done & set(inputs))} of {len(inputs)} inputs are done"
+        kept = f"{len(journal.done & parts)} of {len(inputs)} inputs are done"
         print(f"Stopped; {kept}. The same command goes on from there.", file=sys.stderr)
         journal.close()
         raise
     if not crew.is_main_process:
         journal.close()
         return 0
-    failed = len(journal.failed & set(inputs))
+    failed = len(journal.failed & parts)
     journal.remove()
     print(f"{len(inputs)} inputs, {failed} failed: {output}, described in {output}.columns.json", file=sys.stderr)
     return 1 if failed else 0
@@ -112,7 +113,7 @@ def _settings(arguments: Namespace) -> dict:
     return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size", "readout", "mirror")}
 
 
-def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:
+def _print_all(pipe, inputs: dict[str, str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:
     """Show every photograph on standard output as it comes; how many failed."""
     failed = 0
     with closing(
@@ -131,12 +132,12 @@ def _print_all(pipe, inputs: list[str], asked: list[Question], chosen: list[Colu
     return failed
 
 
-def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: list[str], mine: slice) -> None:
+def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, str], mine: slice) -> None:
     """Recognise photographs in groups. A group is done as a whole or again, so that batches and with them the last
     digits of the answers are the same however often the job was stopped, and by however many processes it is done."""
     photos, size = [name for name in inputs if not is_video(name)], 4 * arguments.batch_size
     groups = [photos[start : start + size] for start in range(0, len(photos), size)][mine]
-    groups = [group for group in groups if not journal.done.issuperset(group)]
+    groups = [group for group in groups if not journal.done.issuperset(map(inputs.get, group))]
     quiet = None if groups and mine.start == 0 else True
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
@@ -147,26 +148,26 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: list
                     _save_overlay(photo, arguments.overlay, inputs)
                     if photo.error:
                         print(f"au-llava: {photo.error}", file=sys.stderr)
-                    found[photo.source] = rows(photo, photo.source)
+                    found[inputs[photo.source]] = rows(photo, photo.source)
                     bar.update()
             journal.add(found)
 
 
-def _do_video(journal: Journal, pipe, name: str, asked: list[Question], arguments: Namespace) -> None:
+def _do_video(journal: Journal, pipe, name: str, part: str, asked: list[Question], arguments: Namespace) -> None:
     from .videos import Video, recognize_video
 
     try:
-        video, earlier = Video.open(name), journal.rows([name])
+        video, earlier = Video.open(name), journal.rows([part])
         some = recognize_video(pipe, video, asked, arguments.fps, earlier, **_settings(arguments))
         with closing(some), _video_bar(video, arguments.fps) as bar:
-            bar.update(len({row["frame"] for row in journal.rows([name])}))
+            bar.update(len({row["frame"] for row in journal.rows([part])}))
             for found in some:
-                journal.add({name: found}, done=False)
+                journal.add({part: found}, done=False)
                 bar.update(len({row["frame"] for row in found}))
-        journal.add({name: []})
+        journal.add({part: []})
     except (OSError, ValueError) as error:
         print(f"au-llava: {error}", file=sys.stderr)
-        journal.add({name: [{"file": name, "status": "failed", "error": str(error)}]})
+        journal.add({part: [{"file": name, "status": "failed", "error": str(error)}]})
 
 
 def _video_bar(video, per_second: float | None) -> tqdm:
@@ -176,13 +177,15 @@ def _video_bar(video, per_second: float | None) -> tqdm:
     return tqdm(desc=video.path, total=math.ceil(video.count * share) or None, unit="frame", disable=quiet)
 
 
-def _show_video(journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: list[str]) -> None:
+def _show_video(
+    journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: dict[str, str]
+) -> None:
     """The time lines beside the table and, where overlays are asked for, the film."""
     from .films import write_film, write_timelines
     from .videos import Video
 
     def found() -> Iterator[dict]:
-        return (row for row in _smooth(journal.rows([name]), asked, arguments) if "frame" in row)
+        return (row for row in _smooth(journal.rows([inputs[name]]), asked, arguments) if "frame" in row)
 
     if any(True for _ in found()):
         video, place = Video.open(name), place_below(name, inputs)
@@ -228,7 +231,7 @@ def face_heading(name: str, place: int, count: int, entry: dict) -> str:
     return f"{name}, face {place} of {count}, {f'box {box}' if box else 'the whole picture'}{score}"
 
 
-def _save_overlay(photo: Photo, target: Path | None, inputs: list[str]) -> None:
+def _save_overlay(photo: Photo, target: Path | None, inputs: dict[str, str]) -> None:
     if target and photo.image:
         with replaced(_overlay(target, place_below(photo.source, inputs), ".png")) as draft:
             draw_sheet(photo.image, *photo.answers, crops=[face.crop for face in photo.faces]).save(draft)

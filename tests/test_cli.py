@@ -326,6 +326,42 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_table(au, folder, pho
     assert sorted(Path("t.jsonl").read_text().splitlines()) == sorted(Path("u.jsonl").read_text().splitlines())
 
 
+def stop_before_the_table(monkeypatch, au, *arguments):
+    """Run a job to its last step but the table, so that it leaves its journal."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("au_llava.recognize.write_table", interrupted)
+        assert au("recognize", *arguments)[0] == 130
+
+
+def test_a_job_that_goes_on_takes_no_rows_of_other_pictures(au, photos, monkeypatch):
+    output = str(Path("t.jsonl").absolute())
+    stop_before_the_table(monkeypatch, au, "in", "--output", output)
+    Image.new("RGB", (80, 90), "#aa7733").save("in/sub/b.jpg")  # another picture of this name
+    code, _, err = au("recognize", "in", "--output", output)
+    assert code == 0 and "2 of 3 inputs were done before" in err
+    replaced = Path(output).read_text()
+    stop_before_the_table(monkeypatch, au, "in", "--output", output)
+    Path("elsewhere/in").mkdir(parents=True)
+    monkeypatch.chdir("elsewhere")
+    Image.new("RGB", (80, 90), "#3377aa").save("in/a.png")
+    code, _, err = au("recognize", "in", "--output", output)
+    assert code == 0 and "done before" not in err
+    other = Path(output).read_text()
+    assert au("recognize", "in", "--output", "u.jsonl")[0] == 0 and Path("u.jsonl").read_text() == other
+    monkeypatch.chdir("..")
+    assert au("recognize", "in", "--output", "u.jsonl")[0] == 0 and Path("u.jsonl").read_text() == replaced
+
+
+def test_the_detector_that_is_used_is_told(au, photos):
+    assert au("recognize", photos[0], "--output", "t.csv", detector="auto")[0] == 0
+    told = json.loads(Path("t.csv.columns.json").read_text())["produced by"]["detector"]
+    assert told == "cascade" or Path(told).is_file()
+
+
 def test_a_reader_that_leaves_early_is_no_error_to_shout_about(folder, photos):
     for index in range(20):
         Image.new("RGB", (60, 60), (index, 90, 20)).save(f"in/{index}.png")

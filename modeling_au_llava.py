@@ -134,7 +134,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
 
     config_class = AuLlavaConfig
     config: AuLlavaConfig
-    adapter: str | None = None  # where a loaded PEFT adapter came from
+    adapter: str | None = None  # where a loaded PEFT adapter came from,
+    adapter_access: dict = {}  # and the revision, token and cache folder that it was loaded with
 
     def __init__(self, config: AuLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)
@@ -221,8 +222,12 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
 
     def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
         # `pipeline(model=ADAPTER)` loads the base's processor; ours then asks for the one beside the adapter.
+        loaded = super().load_adapter(peft_model_id, *args, **kwargs)
+        config, own = kwargs.get("load_config"), kwargs.get("adapter_kwargs")
+        access = (config.download_kwargs if config else {}) | (own or {})
+        self.adapter_access = {name: access[name] for name in ("revision", "token", "cache_dir") if access.get(name)}
         self.adapter = peft_model_id
-        return super().load_adapter(peft_model_id, *args, **kwargs)
+        return loaded
 
     def save_pretrained(self, save_directory, **kwargs):
         # `config.json` names the pipeline's file; transformers copies each file that an import line in this one names.

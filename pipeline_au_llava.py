@@ -70,10 +70,11 @@ class FacialActionUnitPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # Of an adapter transformers gives the base's processor, with the base's lists and calibration.
-        adapter, optional = self.model.adapter, {"_raise_exceptions_for_missing_entries": False}
-        if adapter is not None and cached_file(adapter, PROCESSOR_NAME, **optional):
-            self.processor = AuLlavaProcessor.from_pretrained(adapter)
+        # For an adapter transformers loads the base's processor, with the base's lists and calibration.
+        adapter, access = self.model.adapter, self.model.adapter_access
+        optional = access | {"_raise_exceptions_for_missing_entries": False}
+        if adapter is not None and self.processor.by_default and cached_file(adapter, PROCESSOR_NAME, **optional):
+            self.processor = AuLlavaProcessor.from_pretrained(adapter, **access)
         self._affordable = sys.maxsize  # faces that memory has room for at once, once it has run out
         config = self.model.config
         given = (self.processor.image_token_id, self.processor.image_tokens)

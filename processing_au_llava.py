@@ -63,6 +63,7 @@ class AuLlavaProcessor(LlavaProcessor):
         self.calibration = calibration or {}
         self.trained_lists = trained_lists or {}
         self.mirror = mirror
+        self.by_default = False  # whether no one chose it, but `pipeline` loaded it
         if chat_template is None or chat_template in CHAT_TEMPLATES.values():
             chat_template = CHAT_TEMPLATES[prompt_layout]
         # Only patches become image tokens: the model drops the encoder's class and register tokens.
@@ -97,11 +98,9 @@ class AuLlavaProcessor(LlavaProcessor):
             side = source.crop_size or source.size
             height, width, mean, deviation = side["height"], side["width"], source.image_mean, source.image_std
         image_processor = BitImageProcessorPil(
-            size={"shortest_edge": round(height / view)},
-            crop_size={"height": height, "width": width},
-            image_mean=mean,
-            image_std=deviation,
-        )
+            size={"shortest_edge": round(height / view)}, crop_size={"height": height, "width": width},
+            image_mean=mean, image_std=deviation,
+        )  # fmt: skip
         tokenizer = (
             AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if isinstance(language, str) else language
         )
@@ -110,6 +109,12 @@ class AuLlavaProcessor(LlavaProcessor):
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         tokenizer.padding_side = "left"
         return cls(image_processor, tokenizer, patch_size=patch_size, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        processor = super().from_pretrained(*args, **kwargs)
+        processor.by_default = "_from_pipeline" in kwargs
+        return processor
 
     def save_pretrained(self, save_directory, **kwargs):
         """Write the processor, its code, and the decision pipeline's two files into a folder."""
@@ -155,8 +160,7 @@ class AuLlavaProcessor(LlavaProcessor):
         if images is not None:
             images = _opened(images, kwargs.get("do_rescale", True))
         if text is None and images is not None:
-            crops = images if isinstance(images, list) else [images]
-            text = [self.prompt(task or "detection", action_units)] * len(crops)
+            text = [self.prompt(task or "detection", action_units)] * (len(images) if isinstance(images, list) else 1)
             kwargs = {"add_special_tokens": False, "return_tensors": "pt", "padding": True} | kwargs
         elif task is not None or action_units is not None:
             raise ValueError("Give either `text` or `task` and `action_units`, not both, and images with a task.")
@@ -188,8 +192,7 @@ class AuLlavaProcessor(LlavaProcessor):
         for whole in trained:
             if all(unit in whole for unit in units):
                 return whole
-        known = [unit for whole in trained for unit in whole]
-        strange = [unit.code for unit in units if unit not in known]
+        strange = [unit.code for unit in units if not any(unit in whole for whole in trained)]
         logger.warning_once(  # type: ignore[attr-defined]
             f"The model was not trained to answer {task} for {', '.join(strange or [unit.code for unit in units])} "
             f"{'at all' if strange else 'in one list'}, and will guess. It was trained on: "
@@ -214,15 +217,13 @@ class AuLlavaProcessor(LlavaProcessor):
         texts = [completion(f"[{text}, {text}]") for text in chosen.texts]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         parts = []
-        for text, whole, ids, offsets in zip(
-            chosen.texts, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
+        pairs = zip(chosen.texts, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for text, whole, ids, offsets in pairs:
             first = whole.index(text)
-            second = first + len(text) + 2
             # Tokens of the two values, then what stands before, between and after them.
             values = [
                 [place for place, (a, b) in enumerate(offsets) if start <= a < b <= start + len(text)]
-                for start in (first, second)
+                for start in (first, first + len(text) + 2)
             ]
             (a, b), (c, d) = ((places[0], places[-1] + 1) if places else (0, 0) for places in values)
             parts.append([tuple(ids[slice(*ends)]) for ends in ((a, b), (c, d), (0, a), (b, c), (d, None))])

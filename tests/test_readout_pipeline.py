@@ -6,9 +6,10 @@ import logging
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from au_llava import AuLlavaForConditionalGeneration, photos
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, photos
 from au_llava.pipeline_au_llava import FacialActionUnitPipeline
 
 
@@ -67,13 +68,33 @@ def test_calibration_is_used_unless_turned_off(model, processor, crops):
 
 
 def test_an_adapter_is_asked_as_the_processor_beside_it_says(model, processor, tmp_path):
-    beside = copy.deepcopy(processor)
+    beside, base = copy.deepcopy(processor), AuLlavaProcessor.from_pretrained
     beside.calibration = {"detection": {"temperature": 3.0}}
     (tmp_path / "alone").mkdir()
+    processor.save_pretrained(tmp_path / "base")
     beside.save_pretrained(tmp_path / "whole")
+    loaded = base(tmp_path / "base", _from_pipeline="facial-action-units")
     for name, known in (("whole", beside), ("alone", processor)):
         model.adapter = str(tmp_path / name)
-        assert make(model, processor).processor.calibration == known.calibration
+        assert make(model, loaded).processor.calibration == known.calibration
+        chosen = base(tmp_path / "base")  # by the user
+        assert make(model, chosen).processor is chosen
+    assert "by_default" not in (tmp_path / "base" / "processor_config.json").read_text()
+
+
+def test_the_processor_comes_from_where_the_adapter_came_from(model, processor, tmp_path, monkeypatch):
+    asked = {}
+    model.save_pretrained(tmp_path / "base")
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"]))
+    tuned.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    access = {"revision": "v1", "cache_dir": str(tmp_path / "cache")}
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "adapter", adapter_kwargs=access)
+    given = AuLlavaProcessor.from_pretrained(tmp_path / "adapter", _from_pipeline="facial-action-units")
+    monkeypatch.setattr(AuLlavaProcessor, "from_pretrained", lambda place, **access: asked.update(access) or given)
+    make(loaded, given)
+    assert asked == access
 
 
 def test_a_batch_that_memory_has_no_room_for_is_halved_and_nothing_is_lost(pipe, crops, caplog):

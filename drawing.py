@@ -366,7 +366,7 @@ def draw_timeline(values: dict[int, np.ndarray], units: dict[str, str], task: st
         raise ValueError("A time line needs at least one face; no face was found.")
     chosen = get_task(task)
     figure = Figure(figsize=(11, 0.9 + len(values) * (0.75 + 0.24 * len(units))), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, parse_math=False)  # a file's name may have dollar signs
     all_axes = figure.subplots(len(values), sharex=True, squeeze=False)[:, 0]
     for axes, (number, rows) in zip(all_axes, values.items(), strict=True):
         picture = axes.imshow(

@@ -11,7 +11,9 @@ from .action_units import PRESETS, TASKS, describe
 from .inputs import is_camera
 
 
-EXIT_CODES = "exit codes: 0 all well, 1 some inputs failed, 2 wrong usage or set-up, 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 all well, 1 some inputs failed or could not be drawn, 2 wrong usage or set-up, 130 interrupted"
+)
 
 
 def parser() -> ArgumentParser:

@@ -5,14 +5,14 @@ import math
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from .action_units import TASKS
@@ -25,7 +25,7 @@ from .tables import FORMATS, Column, columns, openface_columns, replaced, rows, 
 
 
 def run(arguments: Namespace) -> int:
-    """Carry out the subcommand; the exit code: 0 all well, 1 some inputs failed."""
+    """Carry out the subcommand; the exit code: 0 all well, 1 some inputs failed or could not be drawn."""
     asked = _asked(arguments)
     chosen = openface_columns(asked) if arguments.openface else columns(asked)
     output = None if arguments.output in (None, "-") else Path(arguments.output)
@@ -40,10 +40,8 @@ def run(arguments: Namespace) -> int:
         raise ValueError("Videos need --output FILE.csv, .jsonl or .parquet.")
     if not output and crew.num_processes > 1:
         raise ValueError("Several processes need --output FILE.csv, .jsonl or .parquet.")
-    if arguments.overlay and _is_file(arguments.overlay) and len(inputs) > 1:
-        raise ValueError(
-            f"--overlay {arguments.overlay} is one file, but there are {len(inputs)} inputs; name a folder."
-        )
+    if arguments.overlay and _is_file(arguments.overlay):
+        _check_overlay(arguments.overlay, list(inputs))
     with crew.local_main_process_first():  # what has to be downloaded is downloaded once
         arguments.detector = check_detector(arguments.detector)
         device = arguments.device or (str(crew.device) if crew.num_processes > 1 else None)
@@ -66,17 +64,15 @@ def run(arguments: Namespace) -> int:
     videos = [name for name in inputs if is_video(name)]
     mine = slice(crew.process_index, None, crew.num_processes)  # every so many-th piece of work
     try:
-        _do_photos(journal, pipe, asked, arguments, inputs, mine)
+        undrawn = _do_photos(journal, pipe, asked, arguments, inputs, mine)
         for name in [name for name in videos[mine] if inputs[name] not in journal.done]:
             _do_video(journal, pipe, name, inputs[name], asked, arguments)
         crew.wait_for_everyone()
         journal.reload()
-        for name in videos[mine]:
-            _show_video(journal, name, asked, arguments, inputs)
-        crew.wait_for_everyone()
-        if crew.is_main_process:
+        if crew.is_main_process:  # before anything is drawn, for the table matters most
             write_table(output, _smooth(journal.rows(inputs.values()), asked, arguments), chosen, about)
-        crew.wait_for_everyone()
+        undrawn += sum(not _show_video(journal, name, asked, arguments, inputs) for name in videos[mine])
+        undrawn = sum(gather_object([undrawn]))
     except BaseException:
         kept = f"{len(journal.done & parts)} of {len(inputs)} inputs are done"
         print(f"Stopped; {kept}. The same command goes on from there.", file=sys.stderr)
@@ -87,8 +83,9 @@ def run(arguments: Namespace) -> int:
         return 0
     failed = len(journal.failed & parts)
     journal.remove()
-    print(f"{len(inputs)} inputs, {failed} failed: {output}, described in {output}.columns.json", file=sys.stderr)
-    return 1 if failed else 0
+    told = f"{len(inputs)} inputs, {failed} failed" + (f", {undrawn} not drawn" if undrawn else "")
+    print(f"{told}: {output}, described in {output}.columns.json", file=sys.stderr)
+    return 1 if failed or undrawn else 0
 
 
 def _crew(arguments: Namespace) -> PartialState:
@@ -120,8 +117,8 @@ def _print_all(pipe, inputs: dict[str, str], asked: list[Question], chosen: list
         recognize(pipe, inputs, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
     ) as photos:
         for photo in photos:
-            _save_overlay(photo, arguments.overlay, inputs)
-            failed += bool(photo.error)
+            drawn = _save_overlay(photo, arguments.overlay, inputs)
+            failed += bool(photo.error) or not drawn
             if photo.error:
                 print(f"au-llava: {photo.error}", file=sys.stderr)
             if arguments.output == "-":
@@ -132,25 +129,27 @@ def _print_all(pipe, inputs: dict[str, str], asked: list[Question], chosen: list
     return failed
 
 
-def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, str], mine: slice) -> None:
-    """Recognise photographs in groups. A group is done as a whole or again, so that batches and with them the last
-    digits of the answers are the same however often the job was stopped, and by however many processes it is done."""
+def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, str], mine: slice) -> int:
+    """Recognise photographs in groups; how many could not be drawn. A group is done as a whole or again, so that
+    batches and with them the last digits of the answers are the same however often the job was stopped, and by however
+    many processes it is done."""
     photos, size = [name for name in inputs if not is_video(name)], 4 * arguments.batch_size
     groups = [photos[start : start + size] for start in range(0, len(photos), size)][mine]
     groups = [group for group in groups if not journal.done.issuperset(map(inputs.get, group))]
-    quiet = None if groups and mine.start == 0 else True
+    quiet, undrawn = None if groups and mine.start == 0 else True, 0
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
             found = {}
             some = recognize(pipe, group, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
             with closing(some) as answered:
                 for photo in answered:
-                    _save_overlay(photo, arguments.overlay, inputs)
+                    undrawn += not _save_overlay(photo, arguments.overlay, inputs)
                     if photo.error:
                         print(f"au-llava: {photo.error}", file=sys.stderr)
                     found[inputs[photo.source]] = rows(photo, photo.source)
                     bar.update()
             journal.add(found)
+    return undrawn
 
 
 def _do_video(journal: Journal, pipe, name: str, part: str, asked: list[Question], arguments: Namespace) -> None:
@@ -179,20 +178,32 @@ def _video_bar(video, per_second: float | None) -> tqdm:
 
 def _show_video(
     journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: dict[str, str]
-) -> None:
-    """The time lines beside the table and, where overlays are asked for, the film."""
+) -> bool:
+    """The time lines beside the table and, where overlays are asked for, the film; whether that went well."""
     from .films import write_film, write_timelines
     from .videos import Video
 
     def found() -> Iterator[dict]:
         return (row for row in _smooth(journal.rows([inputs[name]]), asked, arguments) if "frame" in row)
 
-    if any(True for _ in found()):
+    def draw() -> None:
         video, place = Video.open(name), place_below(name, inputs)
         stem = Path(f"{arguments.output}.{'_'.join(place.parts)}")
         write_timelines(stem, video, found, asked, arguments.fps)
         if arguments.overlay:
             write_film(_overlay(arguments.overlay, place, ".mp4"), video, found(), asked[0])
+
+    return not any(True for _ in found()) or _drawn(name, draw)
+
+
+def _drawn(name: str, draw: Callable[[], None]) -> bool:
+    """Whether an input could be drawn; if not, the reason is told, and no answer is lost for it."""
+    try:
+        draw()
+        return True
+    except (OSError, ValueError) as error:
+        print(f"au-llava: {name}: not drawn ({error})", file=sys.stderr)
+        return False
 
 
 def _asked(arguments: Namespace) -> list[Question]:
@@ -231,15 +242,29 @@ def face_heading(name: str, place: int, count: int, entry: dict) -> str:
     return f"{name}, face {place} of {count}, {f'box {box}' if box else 'the whole picture'}{score}"
 
 
-def _save_overlay(photo: Photo, target: Path | None, inputs: dict[str, str]) -> None:
-    if target and photo.image:
-        with replaced(_overlay(target, place_below(photo.source, inputs), ".png")) as draft:
-            draw_sheet(photo.image, *photo.answers, crops=[face.crop for face in photo.faces]).save(draft)
+def _save_overlay(photo: Photo, target: Path | None, inputs: dict[str, str]) -> bool:
+    if not target or not photo.image:
+        return True
+    path, image = _overlay(target, place_below(photo.source, inputs), ".png"), photo.image
+
+    def draw() -> None:
+        with replaced(path) as draft:
+            draw_sheet(image, *photo.answers, crops=[face.crop for face in photo.faces]).save(draft)
+
+    return _drawn(photo.source, draw)
 
 
 def _overlay(target: Path, place: Path, ending: str) -> Path:
     """Where the overlay of the input at `place` goes: into the folder `target`, or to the file of that name."""
     return target if _is_file(target) else target / place.with_name(place.name + ending)
+
+
+def _check_overlay(target: Path, inputs: list[str]) -> None:
+    if len(inputs) > 1:
+        raise ValueError(f"--overlay {target} is one file, but there are {len(inputs)} inputs; name a folder.")
+    endings = (".mp4",) if is_video(inputs[0]) else PICTURES
+    if target.suffix.lower() not in endings:
+        raise ValueError(f"--overlay {target}: for {inputs[0]} name a folder, or a file in {', '.join(endings)}.")
 
 
 def _is_file(target: Path) -> bool:

@@ -218,6 +218,16 @@ def test_one_input_s_overlay_may_be_a_file(au, photos):
         assert drawn.width == 560
     code, _, err = au("recognize", "in", "--overlay", "seen.jpg", "--output", "t.csv")
     assert code == 2 and "3 inputs; name a folder" in err
+    code, _, err = au("recognize", photos[0], "--overlay", "seen.mp4", "--output", "u.csv")
+    assert code == 2 and "--overlay seen.mp4: for in/a.png name a folder, or a file in .jpg" in err
+
+
+def test_what_cannot_be_drawn_costs_no_answer(au, photos):
+    Path("drawn/a.png.png").mkdir(parents=True)
+    code, _, err = au("recognize", "in", "--overlay", "drawn", "--output", "t.csv")
+    assert code == 1 and "au-llava: in/a.png: not drawn (" in err and "3 inputs, 0 failed, 1 not drawn" in err
+    assert [row["status"] for row in read("t.csv")] == ["ok"] * 3 and Path("drawn/sub/b.jpg.png").is_file()
+    assert au("recognize", photos[0], "--overlay", "drawn")[:2] == (1, au("recognize", photos[0])[1])
 
 
 def test_openface_columns(au, photos):

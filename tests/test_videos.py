@@ -215,6 +215,23 @@ def test_what_stands_before_the_damage_is_kept(tmp_path, monkeypatch, folder):
     assert last["status"] == "failed" and "damaged after frame" in last["error"]
 
 
+def test_a_film_that_cannot_be_drawn_costs_no_row(clip, folder, capsys):
+    name = "cost $1_$2.mp4"
+    Path(clip).rename(name)
+    arguments = (name, "--fps", "2", "--output", "t.csv", "--overlay")
+    assert (
+        recognize(folder, *arguments, "film.png") == 2
+        and "name a folder, or a file in .mp4" in capsys.readouterr().err
+    )
+    Path("drawn", f"{name}.mp4").mkdir(parents=True)
+    assert recognize(folder, *arguments, "drawn") == 1
+    assert (
+        f"au-llava: {name}: not drawn (" in (err := capsys.readouterr().err) and "0 failed, 1 not drawn: t.csv" in err
+    )
+    assert [row["frame"] for row in read("t.csv")] == ["0", "5", "10", "15", "20"]
+    assert Path(f"t.csv.{name}.detection.png").is_file() and not Path("t.csv.partial").exists()
+
+
 def test_videos_need_a_table_to_go_to(clip, folder, capsys):
     assert recognize(folder, clip) == 2
     assert "--output" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def prepare(
         `tuple`: The manifest, and how many shards this run made; 0 means that there was nothing to do.
 
     Raises:
-        ValueError: The folder holds crops made with other settings, or there are no frames.
+        ValueError: The folder holds crops made with other settings or by another detector, or there are no frames.
         RuntimeError: The detector is not available.
     """
     folder, (head, parts, marks) = Path(output_dir), plan(list(recordings), settings)
@@ -89,17 +89,25 @@ def prepare(
     old = read_manifest(folder) if (folder / "manifest.json").exists() else None
     if old:
         _check_settings(folder, old, head)
-        for shard in (folder / "data").glob("*.parquet"):
-            if shard.name not in marks:  # its people or sequences are not listed any more
-                shard.unlink()
         if not missing and old["fingerprint"] == head["fingerprint"] and old["complete"]:
             return old, 0
     find_faces(Image.new("RGB", (64, 64)), settings.detector)  # fails now rather than in every worker
+    detector = settings.detector
+    if detector in ("auto", "scrfd"):  # which it is depends on the machine, and may change with what is downloaded
+        detector = face_alignment._scrfd_file(download=detector == "scrfd")
+    head["detector"] = (old or {}).get("detector", Path(detector).name)
+    if missing and head["detector"] != Path(detector).name:
+        raise ValueError(
+            f"{folder} holds crops found by {head['detector']}, and this run would add some found by "
+            f"{Path(detector).name}. Let AU_LLAVA_SCRFD name the same model, or give another output folder."
+        )
     (folder / "data").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "manifest.json", json.dumps(head | {"complete": False}, indent=1).encode())
-    for leftover in (folder / "data").glob("*.partial"):  # of a killed run
-        leftover.unlink()
-    jobs = {name: (parts[name], folder / "data" / name, settings.detector, marks[name]) for name in missing}
+    for file in (folder / "data").iterdir():
+        gone = old and file.suffix == ".parquet" and file.name not in marks  # of people who are not listed any more
+        if gone or file.suffix == ".partial":  # of a killed run
+            file.unlink()
+    jobs = {name: (parts[name], folder / "data" / name, detector, marks[name]) for name in missing}
     with tqdm(total=sum(len(job[0].numbers) for job in jobs.values()), unit="frame", desc=head["dataset"]) as progress:
         for name in _run_all(jobs, workers):
             progress.update(len(parts[name].numbers))

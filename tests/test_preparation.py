@@ -174,6 +174,24 @@ def test_other_settings_need_another_folder(tree, tmp_path):
         prepare([], tmp_path / "new", NONE)
 
 
+def test_crops_of_two_detectors_are_not_mixed(tmp_path, monkeypatch):
+    asked, out = [], tmp_path / "out"
+    first, second = (own_recording([save(tmp_path / f"{name}.jpg", 90)], name) for name in ("S1", "S2"))
+
+    def find(image, detector, max_faces=None):
+        asked.append(detector)
+        return find_faces(image, "none")
+
+    monkeypatch.setattr(preparation, "find_faces", find)
+    monkeypatch.setattr(preparation.face_alignment, "_scrfd_file", lambda download: "cascade")
+    manifest, _ = prepare([first], out)
+    assert asked == ["auto", "cascade"] and manifest["detector"] == "cascade"
+    monkeypatch.setattr(preparation.face_alignment, "_scrfd_file", lambda download: "models/det_10g.onnx")
+    assert prepare([first], out) == (manifest, 0)
+    with pytest.raises(ValueError, match="crops found by cascade, and this run would add some found by det_10g.onnx"):
+        prepare([first, second], out)
+
+
 def test_a_quick_look_takes_a_few_frames_of_each_sequence(tree, tmp_path):
     manifest, _ = prepare(bp4d.find_recordings(tree), tmp_path / "out", Settings("none", limit=5), 1, bp4d.PUBLISHED)
     assert manifest["frames"] == 5 and manifest["comparison"] == []

@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import (
     MADE_WITH,
     add_code,
@@ -189,7 +189,8 @@ def main() -> None:
         print(f"Steps: {steps:,} of {batch} samples on {training.world_size} process(es).")
         print(f"Going on from {resumed}." if resumed else f"Starting anew in {output_dir}.")
         whole, trained = sum(sizes.values()), sum(learnt.values())
-        merged = whole if arguments.merge and arguments.lora else 0
+        size = AuLlavaConfig.from_pretrained(base).dtype.itemsize  # merged is what is stored, not what was loaded
+        merged = size * model.num_parameters() if arguments.merge and arguments.lora else 0
         check_space(training, steps, trained if arguments.lora else whole, trained, merged)
         Path(output_dir, MADE_WITH).write_text(json.dumps(made_with))
     with full_disk_told(output_dir):

@@ -39,7 +39,8 @@ class AuLlavaTrainer(SFTTrainer):
         kwargs: As for `SFTTrainer`.
 
     Raises:
-        ValueError: Answers cannot be asked for while the weights are spread over devices (FSDP, ZeRO-3).
+        ValueError: Answers cannot be asked for while the weights are spread over devices (FSDP, ZeRO-3), and processes
+            that outlive an epoch (`dataloader_persistent_workers`) would draw the same again in the next one.
     """
 
     processing_class: AuLlavaProcessor
@@ -50,6 +51,11 @@ class AuLlavaTrainer(SFTTrainer):
         self.card = card
         self.args.logging_nan_inf_filter = False  # it would hide what `training_step` looks for
         self.add_callback(_SetEpoch(self))
+        if self.args.dataloader_persistent_workers:
+            raise ValueError(
+                "Processes that stay are not told that a new epoch begins, and would ask and augment as in the first "
+                "one again: set dataloader_persistent_workers to false."
+            )
         spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         if spread and self.args.eval_strategy != "no":
             raise ValueError(
@@ -289,7 +295,7 @@ def check_space(training: TrainingArguments, steps: int, weights: int, learnt: i
         steps (`int`): Optimizer steps of the run.
         weights (`int`): Numbers in the weights of a checkpoint, of four bytes each.
         learnt (`int`): Trained numbers among them; the optimizer keeps two more for each.
-        merged (`int`, *optional*, defaults to 0): Numbers in the model that is merged at the end.
+        merged (`int`, *optional*, defaults to 0): Bytes of the model that is merged at the end.
 
     Raises:
         OSError: It has not; `errno` is `ENOSPC`.
@@ -303,7 +309,7 @@ def check_space(training: TrainingArguments, steps: int, weights: int, learnt: i
     if training.save_total_limit:  # the last and the best one stay, and the next is written before another goes
         kept = max(training.save_total_limit, 2 if training.load_best_model_at_end else 1)
         checkpoints = min(checkpoints, kept + 1)
-    needed = 4 * (checkpoints * (weights + 2 * learnt) + weights + merged)
+    needed = 4 * (checkpoints * (weights + 2 * learnt) + weights) + merged
     folder = Path(str(training.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     there = sum(file.stat().st_size for file in folder.glob("checkpoint-*/**/*") if file.is_file())

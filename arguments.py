@@ -54,7 +54,8 @@ class AuLlavaArguments:
     shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})
     subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
     relations: bool = field(
-        default=False, metadata={"help": "Tell in T which Action Units go together in the training data."}
+        default=False,
+        metadata={"help": "Tell in T which units go together in training; only benchmarks/comparisons.py asks so."},
     )
     neutral: float = field(
         default=0.0, metadata={"help": "Share of answers (0 to 1) with hidden digits, for the parallel read-out."}

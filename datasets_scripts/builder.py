@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from .. import action_units
 from . import instructions, recordings
-from .instructions import FEATURES, Question, instruct, learn_relations, make_row
+from .instructions import FEATURES, Question, instruct, make_row, relations_in
 from .preparation import Settings, digest, digest_code, plan, prepare
 from .recordings import Recording
 from .report import read_manifest
@@ -155,13 +155,10 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
         """Learnt from the rows of the split `train` only: test subjects stay unseen."""
         columns = [name for name in FEATURES if name not in ("images", "prompt", "completion")]
         asked = [self._asked(row) for row in _rows(shards, columns) if self.split_of(row) == "train"]
-        labels, task = asked[0]
-        table = np.array([list(row.values()) for row, _ in asked])
-        return learn_relations(table, list(labels), ACTIVE_FROM[task])
-
-
-# From which value on a unit counts as active where relations are learnt: FACS level B; a fifth of the range.
-ACTIVE_FROM = {"detection": 1.0, "intensity_level": 2.0, "intensity": 0.2}
+        rows = [
+            {"action_units": list(labels), "labels": list(labels.values()), "task": task} for labels, task in asked
+        ]
+        return relations_in(datasets.Dataset.from_list(rows))
 
 
 def _rows(shards: list[Path], columns: list[str] | None = None) -> Iterator[dict]:

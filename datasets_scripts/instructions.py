@@ -107,13 +107,13 @@ def learn_relations(
 
 
 def relations_in(rows: Dataset) -> Relations:
-    """How all Action Units of some rows go together; a unit is present above the task's least value.
+    """How all Action Units of some rows go together; a unit is active above the task's least value.
 
     Args:
         rows (`Dataset`): Of training subjects only.
     """
     rows = rows.select_columns(["task", "action_units", "labels"])
-    codes = sorted({code for units in rows["action_units"] for code in units})
+    codes = list(dict.fromkeys(code for units in rows["action_units"] for code in units))
     place, present = {code: number for number, code in enumerate(codes)}, np.full((len(rows), len(codes)), np.nan)
     for frame, row in enumerate(rows):
         values, low = np.array(row["labels"]), get_task(row["task"]).values[0]

@@ -132,6 +132,14 @@ def test_presence_begins_at_the_threshold(tree, tmp_path, threshold, present):
     assert {value for row in data["train"] for value in row["labels"]} == ({0, 1} if threshold == 2 else {0})
 
 
+def test_relations_count_a_unit_from_its_first_level_on(tree, tmp_path):
+    for unit in (1, 2):  # of SN003, who is trained on in fold 1
+        (tree / "ActionUnit_Labels" / "SN003" / f"SN003_au{unit}.txt").write_text("1,0\n2,0\n3,0\n4,1\n5,1\n6,1\n")
+    (tree / "ActionUnit_Labels" / "SN013" / "SN013_au1.txt").write_text("".join(f"{n},0\n" for n in range(1, 7)))
+    row = load(tree, tmp_path, relations=True, action_units="AU1,AU2")["test"][0]
+    assert "when AU1 is active, AU2 is active in 100 % of frames" in row["prompt"][0]["content"]
+
+
 def test_a_task_that_is_none_is_refused(tree, tmp_path):
     with pytest.raises(ValueError, match="rows of disfa for task 'detections'"):
         load(tree, tmp_path, task="detections")

@@ -98,7 +98,7 @@ def _attended(model, input_ids, pixel_values, grammar, attention_mask, answers) 
         mask = torch.cat([attention_mask, torch.ones_like(answers)], 1)[:, :-1]  # nothing is asked of the last token
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         tokens = torch.cat([input_ids, answers], 1)[:, :-1]
-        cache, start = DynamicCache(config=model.config), input_ids.shape[1] - 1
+        cache, start = DynamicCache(), input_ids.shape[1] - 1
         model.model(
             input_ids=tokens[:, :start], attention_mask=mask[:, :start], position_ids=positions[:, :start],
             past_key_values=cache, use_cache=True,

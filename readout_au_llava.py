@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -47,10 +47,15 @@ def _in_turn(method: Callable) -> Callable:
     return alone
 
 
-class _StaticCache(StaticCache):
-    """Transformers' cache of fixed size, which can forget the tokens after a place."""
+# Caches hold all tokens, in layers with a sliding window, too: masks hide what is outside, and a cache of the window
+# alone could not go back to an earlier token.
+class _StaticCache(Cache):
+    """A cache of fixed size, which can forget the tokens after a place."""
 
     layers: list[StaticLayer]  # type: ignore[assignment]
+
+    def __init__(self, config: PreTrainedConfig, size: int):
+        super().__init__(layers=[StaticLayer(size) for _ in range(config.get_text_config().num_hidden_layers)])
 
     def rewind(self, length: int) -> None:
         """Go on after the first `length` tokens."""
@@ -253,7 +258,7 @@ class ReadoutMixin:
 
     def _cache(self, tokens: torch.Tensor, batch: int, size: int | None) -> Cache:
         """A cache that begins with a text `(1, length)` for a batch; with room for `size` tokens, or growing."""
-        prefix = self._prefix(tokens) if tokens.shape[1] else DynamicCache(config=self.config)
+        prefix = self._prefix(tokens) if tokens.shape[1] else DynamicCache()
         if size is None:
             copied = copy.deepcopy(prefix)
             if tokens.shape[1]:
@@ -262,7 +267,7 @@ class ReadoutMixin:
         # CUDA graphs find their tensors by address, so batches of one size share one cache.
         wanted = (batch, size, self.dtype, self.device)
         if self._static is None or self._static[0] != wanted:
-            self._static = (wanted, _StaticCache(config=self.config, max_cache_len=size))
+            self._static = (wanted, _StaticCache(self.config, size))
         static = self._static[1]
         static.rewind(0)
         if tokens.shape[1]:
@@ -277,7 +282,7 @@ class ReadoutMixin:
             self._prefixes = (state, OrderedDict())
         known, key = self._prefixes[1], tuple(tokens[0].tolist())
         if key not in known:
-            cache = DynamicCache(config=self.config)
+            cache = DynamicCache()
             self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
             known[key] = cache
             if len(known) > PREFIXES:

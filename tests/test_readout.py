@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
+from transformers import Gemma3TextConfig, MistralConfig, set_seed
 from undecided import TASKS, generated, inputs_for, undecided_model
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
@@ -276,6 +277,31 @@ def test_static_shapes_change_nothing(model, processor, layout, task):
         static = model.recognize(**inputs, grammar=grammar, static_shapes=True)
         assert torch.equal(plain.sequences, static.sequences) and plain.forwards == static.forwards
         torch.testing.assert_close(plain.distributions, static.distributions, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "window"), [(MistralConfig, 64), (Gemma3TextConfig, 64), (Gemma3TextConfig, 4096)])
+def test_layers_with_a_sliding_window_answer_as_they_would_generate(model, processor, tokenizer, kind, window):
+    """Passes go back to an earlier token, which a cache of the window alone has forgotten."""
+    set_seed(0)
+    language = kind(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=16, sliding_window=window, vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    if kind is Gemma3TextConfig:
+        language.layer_types = ["sliding_attention", "full_attention"]
+    vision = copy.deepcopy(model.config.vision_config)
+    own = AuLlavaForConditionalGeneration.from_backbones(vision, language, copy.deepcopy(tokenizer)).eval()
+    with torch.no_grad():
+        for weight in own.model.language_model.layers.parameters():
+            weight.mul_(3)
+    grammar, inputs = processor.grammar("intensity", "AU1,AU2"), inputs_for(processor, "intensity", "AU1,AU2")
+    expected = generated(own, inputs, grammar)
+    answers = [own.recognize(**inputs, grammar=grammar, **how) for how in ({}, {"static_shapes": True})]
+    for answer in answers:
+        assert torch.equal(answer.sequences, expected) and answer.forwards > 1
+    torch.testing.assert_close(answers[0].distributions, answers[1].distributions, atol=1e-5, rtol=0)
+    maps = own.recognize(**inputs, grammar=grammar, return_evidence=True).evidence
+    assert maps.shape == (3, 2, 16, 16) and maps.isfinite().all()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Pictures of a video whose rows are there: the film with boxes, ids and bars, and its time lines."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 
 from .drawing import draw_bars, draw_faces, draw_timeline
 from .photos import Question
-from .tables import replaced
+from .tables import readable, replaced
 from .videos import Video
 
 
@@ -53,7 +54,8 @@ def write_film(target: Path, video: Video, rows: Iterator[dict], question: Quest
         for time, picture in _pictures(video, rows, question):
             if writer is None:
                 code = cv2.VideoWriter.fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(silent), code, video.rate, (picture.width, picture.height))
+                place = os.fsencode(silent)  # see closing_capture
+                writer = cv2.VideoWriter(place, code, video.rate, picture.size)  # type: ignore[call-overload]
             pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
             while written <= time * video.rate + 1e-6:
                 writer.write(pixels)
@@ -149,7 +151,7 @@ def write_timelines(
         part = means[:, start : start + len(units)]
         start += len(units)
         path, names = stem.with_name(f"{stem.name}.{task}.png"), {unit.code: unit.name for unit in units}
-        title = f"{Path(video.path).name}: {task.replace('_', ' ')}"
+        title = f"{readable(Path(video.path).name)}: {task.replace('_', ' ')}"
         figure = draw_timeline(dict(zip(longest, part, strict=True)), names, task, seconds, title)
         with replaced(path) as draft:
             figure.savefig(draft)

@@ -21,7 +21,18 @@ from .inputs import PICTURES, VIDEOS, expand, identity, is_video, place_below
 from .journal import Journal
 from .photos import Photo, Question, check_detector, load_pipeline, provenance, questions, recognize
 from .smoothing import smoothed
-from .tables import FORMATS, Column, columns, openface_columns, replaced, rows, text_table, write_table
+from .tables import (
+    FORMATS,
+    Column,
+    columns,
+    failure,
+    openface_columns,
+    readable,
+    replaced,
+    rows,
+    text_table,
+    write_table,
+)
 
 
 def run(arguments: Namespace) -> int:
@@ -166,7 +177,7 @@ def _do_video(journal: Journal, pipe, name: str, part: str, asked: list[Question
         journal.add({part: []})
     except (OSError, ValueError) as error:
         print(f"au-llava: {error}", file=sys.stderr)
-        journal.add({part: [{"file": name, "status": "failed", "error": str(error)}]})
+        journal.add({part: [failure(name, str(error))]})
 
 
 def _video_bar(video, per_second: float | None) -> tqdm:
@@ -229,9 +240,9 @@ def _tell_mapping(asked: list[Question], chosen: list) -> None:
 
 def _print(photo: Photo) -> None:
     if not photo.error and not photo.faces:
-        print(f"{photo.source}: no face found\n", flush=True)
+        print(f"{readable(photo.source)}: no face found\n", flush=True)
     for place, entries in enumerate(zip(*photo.answers, strict=True), 1):
-        print(face_heading(str(photo.source), place, len(photo.faces), entries[0]))
+        print(face_heading(readable(photo.source), place, len(photo.faces), entries[0]))
         print(text_table(list(entries)), flush=True, end="\n\n")
 
 

@@ -93,14 +93,25 @@ def openface_columns(asked: list[Question]) -> list[Column]:
 
 def rows(photo: Photo, name: str) -> list[dict]:
     """One row for each face of a photograph, or one that says why there is none."""
+    name = readable(name)
     if photo.error:
-        return [{"file": name, "status": "failed", "error": photo.error}]
+        return [failure(name, photo.error)]
     if not photo.faces:
         return [{"file": name, "status": "no face"}]
     return [
         row(entries, place) | {"file": name, "status": "ok"}
         for place, entries in enumerate(zip(*photo.answers, strict=True), 1)
     ]
+
+
+def failure(name: str, error: str) -> dict:
+    """The row of an input that has none."""
+    return {"file": readable(name), "status": "failed", "error": readable(error)}
+
+
+def readable(name: str) -> str:
+    """A file's name as a table or page can hold it: what is not UTF-8 in it stands as its escaped bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def row(entries: Iterable[dict], face: int) -> dict:

@@ -1,6 +1,7 @@
 """Videos frame by frame, in constant memory: decoding, faces, answers and ids."""
 
 import math
+import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -89,8 +90,10 @@ class closing_capture(closing):  # noqa: N801
     def __init__(self, path: str):
         if not Path(path).is_file() and not is_camera(path):
             raise FileNotFoundError(f"{path}: no such file; check the path (the current folder is {Path.cwd()}).")
-        # Absolute, for of `10:30.mp4` OpenCV would take `10` for a protocol.
-        capture = cv2.VideoCapture(int(path) if is_camera(path) else str(Path(path).absolute()))
+        # Absolute, for of `10:30.mp4` OpenCV would take `10` for a protocol; and bytes, for text that is not UTF-8
+        # would end the process.
+        place = int(path) if is_camera(path) else os.fsencode(Path(path).absolute())
+        capture = cv2.VideoCapture(place)  # type: ignore[arg-type]
         if is_camera(path) and not capture.isOpened():
             raise FileNotFoundError(f"{path}: no camera of this number can be opened; try another, from 0.")
         if is_camera(path):

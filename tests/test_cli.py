@@ -170,6 +170,26 @@ def test_bad_inputs_are_reported_and_lose_nothing(au, photos):
     assert all(rows[name]["AU12_detection"] in ("0", "1") for name in photos)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
+def test_a_name_that_is_no_text_is_told_by_its_bytes(folder, photos, capfd):
+    Path(os.fsdecode(b"in/m\xfcller.png")).write_bytes(Path("in/a.png").read_bytes())
+    for name in (b"in/z\xfc.mp4", b"in/zero\xfc.jpg"):
+        Path(os.fsdecode(name)).touch()
+    common = ["--model", folder, "--detector", "none"]
+    for output in ("t.csv", "t.jsonl", "t.parquet"):
+        assert main(["recognize", "in", "--overlay", "drawn", "--output", output, *common]) == 1
+    found = parquet.read_table("t.parquet").to_pylist()
+    assert [(row["file"], row["status"]) for row in found] == [
+        ("in/a.png", "ok"), (r"in/m\udcfcller.png", "ok"), ("in/sub/b.jpg", "ok"), ("in/sub/c.JPEG", "ok"),
+        (r"in/zero\udcfc.jpg", "failed"), (r"in/z\udcfc.mp4", "failed"),
+    ]  # fmt: skip
+    assert r"in/zero\udcfc.jpg: no picture" in found[4]["error"] and r"in/z\udcfc.mp4: no video" in found[5]["error"]
+    assert [row["file"] for row in read("t.csv")] == [row["file"] for row in found]
+    assert Path("drawn", os.fsdecode(b"m\xfcller.png.png")).is_file()
+    assert main(["recognize", os.fsdecode(b"in/m\xfcller.png"), *common]) == 0
+    assert r"in/m\udcfcller.png, face 1" in capfd.readouterr().out
+
+
 def test_a_picture_without_a_face_is_no_failure(au, photos):
     Image.new("RGB", (120, 120), "#7f7f7f").save("grey.png")
     code, out, _ = au("recognize", "grey.png", detector="cascade")

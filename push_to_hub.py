@@ -24,8 +24,9 @@ from huggingface_hub.utils import filter_repo_objects
 from au_llava.action_units import TASKS, get_task, select
 
 
-# What training leaves in its folder, and no visitor needs; pickles may hold code.
+# What training leaves in its folder, and no visitor needs; pickles may hold code, and people have names.
 LEFT_OUT = [
+    "held_out.json",
     ".*",
     "*/.*",
     "checkpoint-*",

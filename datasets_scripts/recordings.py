@@ -5,9 +5,8 @@ list of problems; [`settle`] raises them all at once, or lets the caller leave t
 """
 
 import csv
-import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -169,12 +168,6 @@ def read_frame(cell: str) -> int:
     if not cell.isdecimal() or not 1 <= int(cell) < 2**31:
         raise ValueError(f"{cell!r} is no frame number")
     return int(cell)
-
-
-def share_of(people: Iterable[str], share: float, seed: int = 0) -> list[str]:
-    """A share of some people, one at least, by a hash of their names, so that new pictures of them change nothing."""
-    order = sorted(set(people), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-    return order[: max(1, round(share * len(order)))]
 
 
 def settle(problems: list[str], skip_bad_labels: bool) -> None:

@@ -24,7 +24,6 @@ from .csv_labels import CsvLabels
 from .disfa import Disfa
 from .feafa import Feafa
 from .instructions import FEATURES
-from .recordings import share_of
 from .synthetic_faces.builder import SyntheticFaces
 
 
@@ -162,7 +161,8 @@ def draw_people(parts: Iterable[Dataset], share: float, seed: int = 0) -> dict[s
         people[dataset].add(subject)
     drawn = {}
     for dataset, names in people.items():
-        drawn[dataset] = sorted(share_of(names, share, seed))
+        order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        drawn[dataset] = sorted(order[: max(1, round(share * len(order)))])
         if len(drawn[dataset]) == len(names):
             raise ValueError(
                 f"held_out {share} of {len(names)} people ({dataset}) leaves none to train on; give less."

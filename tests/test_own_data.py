@@ -42,8 +42,8 @@ def test_the_page_leads_from_pictures_to_a_model(tmp_path):
         said.append(done.stdout)
     assert len(said) == 5
     assert "200 crops of 200 subjects" in said[1]
-    assert "Samples: own intensity_level, train: 160" in said[2]
-    assert re.search(r"40 pictures; MAE \d", said[3])
+    assert "Samples: own intensity_level, train: 151" in said[2]
+    assert re.search(r"49 pictures; MAE \d", said[3])
     assert {"adapter_model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "runs_mine").iterdir()}
     table = (tmp_path / "mine.csv").read_text().splitlines()
     assert len(table) == 201 and "AU12_intensity_level" in table[0]

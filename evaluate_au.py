@@ -188,7 +188,10 @@ def main() -> None:
         Path(folder).name: (read_answers(folder, args.decision), stored_calibration(folder)) for folder in args.beside
     }
     settings = vars(args) | {"models": sorted({name for name, _ in read_origin(stored)["model"].values()})}
-    results = summarise(answers, settings, shlex.join(["python", *sys.argv]), fitted, beside, args.resamples)
+    origins = [read_origin(folder) for folder in args.beside]
+    commands = [origin["command"] for origin in origins if "command" in origin]  # of baselines
+    commands.append(shlex.join(["python", *sys.argv]))
+    results = summarise(answers, settings, "\n".join(commands), fitted, beside, args.resamples)
     if args.formats:
         model, processor = load(args.model, args.dtype)
         results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size)

@@ -16,7 +16,9 @@ floating-point operations: as many as the language model had, so that both had t
 
 import argparse
 import json
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--calibrate", action="store_true", help="leave the validation people out, for thresholds")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
+    command = shlex.join(["python", "-m", "baselines.linear_head", *sys.argv[1:]])
     args.fold = FOLDS[args.fold]
 
     found, sources = {"test": [], "validation": []}, {}
@@ -177,7 +180,8 @@ def main() -> None:
         )  # an older head's answers about validation people are none of this one's
         if found[split]:
             folder.mkdir(parents=True, exist_ok=True)
-            stamp = {STAMP: json.dumps(asked[split].origin() | {"model": sources})}
+            origin = asked[split].origin() | {"model": sources, "command": command}
+            stamp = {STAMP: json.dumps(origin)}
             write(folder / "predictions.parquet", pa.concat_tables(found[split]).replace_schema_metadata(stamp))
     print(f"Wrote {args.output}/predictions.parquet; show it with evaluate_au.py --beside {args.output}")
 

@@ -33,7 +33,7 @@ def summarise(
     Args:
         answers (`dict[str, Answers]`): From [`read_answers`].
         settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `models`.
-        command (`str`): The command line that repeats it.
+        command (`str`): The command lines that repeat it.
         calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]; adds a row, and reliability after
             calibration.
         beside (`dict`, *optional*): By name, other models' answers about the same pictures, and their calibrations: a

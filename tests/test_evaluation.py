@@ -4,6 +4,7 @@ import copy
 import doctest
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -420,6 +421,7 @@ def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, mon
     results = json.loads((ours / "results.json").read_text())
     result = results["tasks"]["detection"]
     assert {"head", "head, calibrated"} < set(result["rows"])
+    assert re.match(r"python -m baselines.linear_head .*\npython evaluate_au.py .* --beside", results["command"])
     assert [pair["metric"] for pair in result["comparisons"]] == ["f1", "roc_auc"]
     assert "Mean F1: " in capsys.readouterr().out and "only fold 1" in results["protocol"]
     evaluate("--predictions", ours, "--output", tmp_path / "again")  # knows the data set that it is about

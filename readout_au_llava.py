@@ -124,8 +124,9 @@ class ReadoutMixin:
             [`Recognition`].
 
         Raises:
-            ValueError: The prompts' image tokens do not fit the pictures: processor and model do not belong together;
-                or an unknown `readout` or `decision`; or a draft for the parallel read-out, which has its own.
+            ValueError: There are not as many prompts as pictures; their image tokens do not fit the pictures: processor
+                and model do not belong together; an unknown `readout` or `decision`; or a draft for the parallel
+                read-out, which has its own.
         """
         if readout not in READOUTS:
             raise ValueError(f"Unknown readout {readout!r}; accepted: {', '.join(READOUTS)}.")
@@ -305,6 +306,11 @@ class ReadoutMixin:
         """See that each prompt holds as many image tokens as its picture has patches."""
         found = (input_ids == self.config.image_token_id).sum(1).tolist()
         expected = [len(patches) for patches in encoded.pooler_output]
+        if len(found) != len(expected):
+            raise ValueError(
+                f"There are {len(found)} prompts and {len(expected)} encoded pictures, mirror images included; give as "
+                "many pictures as prompts, and to `encode` the same `mirror` as to `recognize`."
+            )
         if found != expected:
             raise ValueError(
                 f"The prompts hold {found} image tokens (id {self.config.image_token_id}), but the vision tower makes "

@@ -77,6 +77,12 @@ def test_pictures_may_be_encoded_before(model, processor):
     assert torch.equal(again.values, again.expected_values) and again.decision == "mean"
 
 
+def test_pictures_that_were_encoded_otherwise_are_refused(model, processor):
+    inputs, grammar = inputs_for(processor, "detection", "AU1"), processor.grammar("detection", "AU1")
+    with pytest.raises(ValueError, match="6 prompts and 3 encoded pictures.*same `mirror`"):
+        model.recognize(**inputs, grammar=grammar, encoded=model.encode(inputs["pixel_values"]), mirror=True)
+
+
 def test_evidence_is_of_both_sides(model, processor):
     answer, inputs, grammar = ask(model, processor, "detection", "feafa", mirror=True, return_evidence=True)
     flipped = dict(inputs) | {"pixel_values": inputs["pixel_values"].flip(-1)}

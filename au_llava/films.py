@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +22,7 @@ from .videos import Video
 
 HEIGHT = 480  # pixels; smaller videos are enlarged, so that bars and names can be read
 SMALLEST = 0.75  # of their size, to which bars in a film are made smaller so that those of one more face fit
-STEPS, FACES = 800, 4  # at most, in a time line
+STEPS, FACES = 800, 4  # of a time line; at most so many faces
 
 
 def entry(row: dict, question: Question) -> dict:
@@ -135,15 +135,17 @@ def write_timelines(
     longest = sorted(number for number, _ in counts.most_common(FACES))
     if not longest:
         return []
-    # Fewer steps than frames, so that none is empty by chance.
-    steps = max(1, min(STEPS, int(0.9 * seconds * rate)))
     keys = [f"{unit.code}_{task}_expected" for task, units in asked for unit in units]
-    sums, seen = np.zeros((len(longest), len(keys), steps)), np.zeros((len(longest), steps))
-    for row in rows():
-        if row.get("face") in longest:
-            face, step = longest.index(row["face"]), min(int(row["time"] / seconds * steps), steps - 1)
-            sums[face, :, step] += [row[key] for key in keys]
-            seen[face, step] += 1
+    sums, seen = np.zeros((len(longest), len(keys), STEPS)), np.zeros((len(longest), STEPS))
+    frames = ((time, list(group)) for time, group in groupby(rows(), lambda row: row["time"]))
+    for (time, group), (following, _) in pairwise(chain(frames, [(seconds, [])])):
+        step = min(int(time / seconds * STEPS), STEPS - 1)
+        steps = slice(step, max(step + 1, int(following / seconds * STEPS)))  # all until the next frame looked at
+        for row in group:
+            if row.get("face") in longest:
+                face = longest.index(row["face"])
+                sums[face, :, steps] += np.array([[row[key]] for key in keys])
+                seen[face, steps] += 1
     with np.errstate(invalid="ignore"):
         means = sums / seen[:, None]  # NaN where a face was not seen
     written, start = [], 0

@@ -65,14 +65,16 @@ class Video:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
             start (`int`, defaults to 0): The number of the first frame that may be kept.
         """
-        number, time, due = -1, -1.0, 0.0
+        number, time, last, due = -1, -1.0, -1.0, 0.0
         live = is_camera(self.path)
         with closing_capture(self.path) as capture:
             begun = monotonic()
             while capture.grab():
                 number += 1
                 stamp = monotonic() - begun if live else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                time = stamp if stamp > time else time + 1 / self.rate  # some files have no time stamps
+                # Some files have no time stamps, and some have one twice, whose frames stay before the next one.
+                time = stamp if stamp > time else time + (0.001 if 0 < stamp == last else 1 / self.rate)
+                last = stamp
                 if per_second and time < due - 1e-6:
                     continue
                 if per_second:

@@ -5,9 +5,11 @@ import csv
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -17,10 +19,11 @@ from conftest import ROOT, tiny_model
 from PIL import Image
 from skimage.data import astronaut
 
+from au_llava import films
 from au_llava.__main__ import main
 from au_llava.action_units import select
 from au_llava.drawing import draw_timeline
-from au_llava.films import _panel
+from au_llava.films import _panel, write_timelines
 from au_llava.smoothing import smoothed
 from au_llava.tracking import Tracker
 from au_llava.videos import Video
@@ -93,6 +96,30 @@ def test_a_name_is_no_address(clip):
         assert len(list(Video.open(name).frames())) == 25
 
 
+def timed(path, source, times):
+    """Copy an MP4 file and give its frames other times, in milliseconds, the last of them its end."""
+    data = bytearray(Path(source).read_bytes())
+    scale = data.index(b"mdhd") + 16
+    data[scale : scale + 8] = struct.pack(">2I", 1000, times[-1])
+    start = data.index(b"stts") - 4
+    old = struct.unpack(">I", data[start : start + 4])[0]
+    steps = [struct.pack(">2I", 1, after - before) for before, after in pairwise(times)]
+    new = struct.pack(">I4s2I", 16 + 8 * len(steps), b"stts", 0, len(steps)) + b"".join(steps)
+    data[start : start + old] = new
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        place = data.index(name) - 4
+        size = struct.unpack(">I", data[place : place + 4])[0] + len(new) - old
+        data[place : place + 4] = struct.pack(">I", size)
+    Path(path).write_bytes(data)
+
+
+def test_a_repeated_time_does_no_harm_to_those_after_it(clip):
+    times = [*range(0, 1000, 100), *range(900, 2400, 100)]
+    timed("twice.mp4", clip, [*times, 2400])
+    found = [frame.time for frame in Video.open("twice.mp4").frames()]
+    assert np.allclose(found, np.array(times) / 1000, atol=0.002) and found == sorted(set(found))
+
+
 @needs_ffmpeg
 def test_variable_rate_and_rotation(clip):
     ffmpeg("-i", clip, "-vf", "setpts='if(lt(N,10),N/10,1+(N-10)/5)/TB'", "-fps_mode", "vfr", "slow.mkv")
@@ -155,6 +182,24 @@ def test_smoothing_keeps_faces_and_files_apart():
             2: [3 + more, 3 + more, more, more, more],
         }
     assert found[-1][key] == 4
+
+
+def test_a_time_line_has_no_gap_where_frames_are_far_apart(clip, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        films, "draw_timeline", lambda values, *rest: drawn.append(values) or draw_timeline(values, *rest)
+    )
+    asked = [("detection", select("AU1,AU12"))]
+    times = [*range(20), *(20 + step / 30 for step in range(60))]
+    rows = [{"frame": frame, "time": time, "status": "ok", "face": 1, "AU1_detection_expected": time > 10,
+             "AU12_detection_expected": 0.5} for frame, time in enumerate(times)]  # fmt: skip
+    rows[5:7] = [{"frame": frame, "time": frame, "status": "no face"} for frame in (5, 6)]
+    write_timelines(Path("t"), Video(clip, 80 / 22, 80), lambda: iter(rows), asked, None)
+    first, second = drawn[0][1]
+    moments = (np.arange(films.STEPS) + 0.5) / films.STEPS * (times[-1] + 22 / 80)
+    assert (np.isnan(first) == ((moments > 5) & (moments < 7))).mean() > 0.995
+    seen = ~np.isnan(first)
+    assert (first[seen] == (moments[seen] > 11)).mean() > 0.995 and (second[seen] == 0.5).all()
 
 
 @needs_ffmpeg

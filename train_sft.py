@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from huggingface_hub import get_token
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -78,6 +79,10 @@ def count_rows(splits: dict[str, Dataset | None]) -> list[tuple[str, str, str, i
 def main() -> None:
     arguments, training = read_arguments()
     recipe = Path(sys.argv[sys.argv.index("--config") + 1]).read_text() if "--config" in sys.argv else "none"
+    if (token := get_token()) and token in recipe:  # as in `env: {HF_TOKEN: ...}`
+        raise ValueError(
+            "The recipe holds your Hub token and is printed in the model card; use `hf auth login` instead."
+        )
     training.max_length = None  # cutting would cut image tokens
     training.remove_unused_columns = False  # questions are made from labels when a batch is drawn
     training.output_dir = output_dir = training.output_dir.replace("{fold}", str(arguments.fold))

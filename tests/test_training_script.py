@@ -443,7 +443,13 @@ def test_a_broken_recipe_is_one_clear_message(tmp_path, text, message):
         read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
 
 
-def test_a_token_never_comes_into_a_card(recipe, monkeypatch):
+def test_a_token_never_comes_into_a_card(run, recipe, monkeypatch):
+    plain = recipe.read_text()
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    recipe.write_text(plain + "env: {HF_TOKEN: hf_secret}\n")
+    with pytest.raises(ValueError, match="The recipe holds your Hub token"):
+        run()
+    recipe.write_text(plain)
     with pytest.raises(ValueError, match="use `hf auth login` or HF_TOKEN") as told:
         read_arguments(["--config", str(recipe), "--hub_token", "hf_secret"])
     assert "hf_secret" not in str(told.value)

@@ -124,14 +124,16 @@ class ReadoutMixin:
             [`Recognition`].
 
         Raises:
-            ValueError: There are not as many prompts as pictures; their image tokens do not fit the pictures: processor
-                and model do not belong together; an unknown `readout` or `decision`; or a draft for the parallel
-                read-out, which has its own.
+            ValueError: There are not as many prompts as pictures; their image tokens do not fit the pictures, as
+                processor and model do not belong together; an unknown `readout` or `decision`; a draft of another
+                shape, or one for the parallel read-out, which has its own.
         """
         if readout not in READOUTS:
             raise ValueError(f"Unknown readout {readout!r}; accepted: {', '.join(READOUTS)}.")
         if readout == "parallel" and draft is not None:
             raise ValueError("The parallel read-out has a draft of its own; leave `draft` out.")
+        if draft is not None and draft.shape != (wanted := (len(input_ids), len(grammar))):
+            raise ValueError(f"The draft is of shape {tuple(draft.shape)}; give an answer for each prompt: {wanted}.")
         if mirror:
             if pixel_values is not None:
                 pixel_values = with_mirror_images(pixel_values)
@@ -157,7 +159,8 @@ class ReadoutMixin:
         reader, template = ValueReader(grammar, device), grammar.template().to(device)
         if draft is None:
             draft = (grammar.neutral_draft() if readout == "parallel" else template).expand(batch, -1)
-        answers = draft.to(device).clone()
+        answers = template.repeat(batch, 1)  # which knows the tokens around the values better than any draft
+        answers[:, reader.slots] = draft.to(device)[:, reader.slots]
         finals = [torch.zeros(batch, grammar.count, len(letters), device=device) for letters in reader.alphabets]
 
         end = prompt_length + length - 1  # nothing is asked of the last token
@@ -308,8 +311,8 @@ class ReadoutMixin:
         expected = [len(patches) for patches in encoded.pooler_output]
         if len(found) != len(expected):
             raise ValueError(
-                f"There are {len(found)} prompts and {len(expected)} encoded pictures, mirror images included; give as "
-                "many pictures as prompts, and to `encode` the same `mirror` as to `recognize`."
+                f"There are {len(found)} prompts and {len(expected)} encoded pictures, mirror images included; give "
+                "as many pictures as prompts, and to `encode` the same `mirror` as to `recognize`."
             )
         if found != expected:
             raise ValueError(

@@ -107,8 +107,12 @@ def test_a_right_draft_is_verified_in_one_pass_and_a_wrong_one_changes_nothing(m
     assert right.forwards == 1
     assert torch.equal(right.sequences, plain.sequences)
     torch.testing.assert_close(right.distributions, plain.distributions, atol=1e-4, rtol=0)
-    wrong = model.recognize(**inputs, grammar=grammar, draft=plain.sequences.flip(0))
-    assert torch.equal(wrong.sequences, plain.sequences)
+    cut_off = plain.sequences.clone()
+    cut_off[:, -1] = 0
+    for draft in (plain.sequences.flip(0), cut_off, torch.zeros_like(cut_off)):
+        assert torch.equal(model.recognize(**inputs, grammar=grammar, draft=draft).sequences, plain.sequences)
+    with pytest.raises(ValueError, match=r"shape \(3, 9\); give an answer for each prompt: \(3, 146\)"):
+        model.recognize(**inputs, grammar=grammar, draft=plain.sequences[:, :9])
 
 
 @pytest.mark.parametrize("layout", ["image_first", "text_first"])

@@ -126,31 +126,38 @@ def show_video(
         `str`: HTML.
 
     Raises:
-        ValueError: It is too large, too long, or no video; the message names it without its folder.
+        ValueError: It is too large, too long, or no video; the message names it without its folder. Of a damaged video
+            what could be read is shown, with a note.
     """
     name = Path(path).name
     _check_size(path, VIDEO_BYTES)
     too_long = f"{name}: longer than {VIDEO_SECONDS} seconds; cut it, or use `au-llava recognize`, which has no limit."
+    found: list[dict] = []
+    note = ""
     try:
         video = Video.open(path)
         seconds = video.count / video.rate
         if seconds > VIDEO_SECONDS:
             raise ValueError(too_long)
-        found: list[dict] = []
         with closing(recognize_video(pipe, video, asked, per_second, detector=detector, max_faces=FACES)) as groups:
             for group in groups:
                 found += group
                 if group[-1]["time"] > VIDEO_SECONDS:  # what a file says of its length may be wrong or missing
-                    raise ValueError(too_long)
+                    break
                 tell(min(1.0, group[-1]["time"] / (seconds or VIDEO_SECONDS)))
     except ValueError as error:
-        raise ValueError(str(error).replace(path, name)) from error
+        note = str(error).replace(path, name)
+        if not found:
+            raise ValueError(note) from error
+    if found[-1]["time"] > VIDEO_SECONDS:
+        raise ValueError(too_long)
     found = [row | {"file": name} for row in found]
     with TemporaryDirectory() as folder:
         written = write_timelines(Path(folder, "timeline"), video, lambda: iter(found), asked, per_second)
         lines = [_link(line, "image/png") for line in written]
     seen = Counter(row["face"] for row in found if row["status"] == "ok")
     return template("page.html").render(
+        note=note,
         frames=len({row["frame"] for row in found}),
         still=_still(video, found, asked[0]) if seen else None,
         seen=seen,

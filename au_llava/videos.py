@@ -56,10 +56,11 @@ class Video:
             rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         return cls(path, rate if 0 < rate < 1000 and math.isfinite(rate) else 25.0, max(0, int(count)))
 
-    def frames(self, per_second: float | None = None, start: int = 0) -> Iterator[Frame]:
+    def frames(self, per_second: float | None = None, start: int = 0) -> Generator[Frame, None, int]:
         """The frames in order, turned upright; those before number `start` are passed over.
 
-        Those of a camera are timed by the clock, from 0, and never end.
+        Those of a camera are timed by the clock, from 0, and never end. In the end the generator returns the number
+        of the last frame that there is, whether it was kept or not.
 
         Args:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
@@ -84,6 +85,7 @@ class Video:
                     if not read:
                         break
                     yield Frame(number, time, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
+        return number
 
 
 class closing_capture(closing):  # noqa: N801
@@ -134,7 +136,13 @@ def recognize_video(
         start, seen = row["frame"] + 1, row["frame"]
         if row["status"] == "ok":
             tracker.note(row["time"], [(row["face"], _box(row))])
-    frames = video.frames(per_second, start)
+    last = -1
+
+    def kept() -> Iterator[Frame]:
+        nonlocal last
+        last = yield from video.frames(per_second, start)
+
+    frames = kept()
     ready: list[dict] | None = None
     while ready != []:  # batches start anew with each group, so that a job that goes on makes the same batches
         ready = []
@@ -147,9 +155,8 @@ def recognize_video(
             yield ready
     if seen < 0:
         raise ValueError(f"{video.path}: not one frame can be read; convert it, or check that it is whole.")
-    # Containers may count a few frames too many; what is missing here is more than that and more than sampling skips.
-    if video.count - seen > 3 + 0.05 * video.count + video.rate / (per_second or video.rate):
-        raise ValueError(f"{video.path}: damaged after frame {seen} of {video.count}; the rows until there are kept.")
+    if video.count - last > 3 + 0.05 * video.count:  # containers may count a few frames too many
+        raise ValueError(f"{video.path}: damaged after frame {last} of {video.count}; the rows until there are kept.")
 
 
 def _box(row: dict) -> tuple[float, float, float, float]:

@@ -203,6 +203,13 @@ def test_a_video_becomes_time_lines(pipe, clip):
     assert {row["AU12_detection"] for row in table} <= {"0", "1"}
 
 
+def test_of_a_damaged_video_the_rest_is_shown(pipe, clip, monkeypatch):
+    monkeypatch.setattr(videos.Video, "open", lambda path: videos.Video(path, 10.0, 100))
+    html = show_video(pipe, clip, questions(["detection"], "AU12"), 5, "none")
+    assert "10 frames looked at" in html and list(downloads(html)) == ["clip.csv", "clip.json"]
+    assert '<p class="au-error" role="alert">clip.mp4: damaged after frame 19 of 100; the rows until there' in html
+
+
 def test_every_unit_has_its_place_on_the_face():
     for unit in CATALOGUE.values():
         mask = region_mask(unit)

@@ -120,6 +120,12 @@ def test_a_repeated_time_does_no_harm_to_those_after_it(clip):
     assert np.allclose(found, np.array(times) / 1000, atol=0.002) and found == sorted(set(found))
 
 
+def test_a_whole_video_is_not_called_damaged(clip, folder):
+    timed("fast.mp4", clip, [*range(0, 2000, 400), *range(2000, 2420, 20)])  # most frames in the last half second
+    assert recognize(folder, "fast.mp4", "--fps", "5", "--output", "t.csv") == 0
+    assert [row["frame"] for row in read("t.csv")] == ["0", "1", "2", "3", "4", "5", "15"]
+
+
 @needs_ffmpeg
 def test_variable_rate_and_rotation(clip):
     ffmpeg("-i", clip, "-vf", "setpts='if(lt(N,10),N/10,1+(N-10)/5)/TB'", "-fps_mode", "vfr", "slow.mkv")

@@ -5,7 +5,7 @@
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -24,7 +24,8 @@ logger = logging.get_logger(__name__)
 class FacialActionUnitPipeline(Pipeline):
     """Finds the faces of a photograph, aligns them, and recognises their Action Units.
 
-    Call it with a path, URL, PIL image, array, or a list or generator of them, and:
+    Call it with a path, URL, PIL image, array, or many of them (a list, a column of a data set or table, a stack of
+    arrays; or a generator, whose answers come one by one), and:
 
         task (`str`, defaults to `"detection"`): `detection` (0 or 1), `intensity_level` (0 to 5) or `intensity` (0 to
             1). action_units (defaults to the task's preset): A preset, codes (`"AU1,AU12"`), or a list with your own
@@ -53,7 +54,7 @@ class FacialActionUnitPipeline(Pipeline):
         for `detection` also with the `"threshold"` from which on a unit is called present.
         With `return_evidence` each Action Unit also has `"evidence"`, 16 rows of 16 numbers that sum to 1 (or to 0,
         where no place mattered): what share of the answer rests on each patch of the face crop.
-        For a list, a list of those; the entry of a photograph that could not be read is `{"error": "..."}` instead.
+        For many, a list of those; the entry of a photograph that could not be read is `{"error": "..."}` instead.
 
     Example:
 
@@ -108,9 +109,11 @@ class FacialActionUnitPipeline(Pipeline):
         workers = next(number for number in (num_workers, self._num_workers, 1) if number is not None)
         if workers < 0:
             raise ValueError(f"num_workers is {workers}; give 0 or more.")
-        if isinstance(images, (list, tuple)):
+        # A picture may be a string or an array itself. Columns of data sets have items, but need not be iterable.
+        single = isinstance(images, (str, bytes, Mapping)) or getattr(images, "ndim", 1) not in (1, 4)
+        if not single and hasattr(images, "__getitem__"):
             return list(self._stream(images, search, question, size, workers))
-        if isinstance(images, Iterator):
+        if not single and isinstance(images, Iterable):
             return self._stream(images, search, question, size, workers)
         faces = self.preprocess(images, **search)
         (answers,) = self._forward(faces, **question, batch_size=size)

@@ -3,8 +3,11 @@ import json
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
 from PIL import Image
+from transformers.pipelines.pt_utils import KeyDataset
 
 from au_llava.action_units import PRESETS, ActionUnit
 from au_llava.pipeline_au_llava import FacialActionUnitPipeline
@@ -54,6 +57,30 @@ def test_generators_are_streamed(pipe, crops):
     results = pipe((crop for crop in crops), detector="none", batch_size=2)
     assert len(next(results)) == 1
     assert len(list(results)) == 4
+
+
+def test_whatever_holds_many_pictures_is_a_list(pipe, crops, tmp_path):
+    names = [str(tmp_path / f"{number}.png") for number in range(2)]
+    for crop, name in zip(crops, names, strict=False):
+        crop.save(name)
+    table = Dataset.from_dict({"image": names})
+    arrays = [np.asarray(crop) for crop in crops[:2]]
+    expected = pipe(crops[:2], detector="none")
+    many = [
+        tuple(names),
+        np.array(names),
+        pd.Series(names),
+        table["image"],
+        KeyDataset(table, "image"),
+        np.stack(arrays),
+    ]
+    for images in many:
+        assert pipe(images, detector="none") == expected, type(images)
+    assert list(pipe(dict.fromkeys(names).keys(), detector="none")) == expected
+    for one in (arrays[0], arrays[0][..., 0], (tmp_path / "0.png").read_bytes()):
+        assert pipe(one, detector="none")[0]["task"] == "detection"
+    with pytest.raises(ValueError, match="The given dict"):
+        pipe({"image": names[0]}, detector="none")
 
 
 def test_paths_and_arrays_are_read(pipe, crops, tmp_path):

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,23 +11,27 @@ from pathlib import Path
 class Journal:
     """The finished parts of a job and their rows.
 
-    A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed is
-    dropped, and what it held is done again. Where several processes share a job, each writes a file of its own and
-    reads those of all, whatever their number was before.
+    A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed, or
+    never reached the disk when the power failed, ends the file, and what it held is done again. Where several
+    processes share a job, each writes a file of its own and reads those of all, whatever their number was before.
 
     Args:
         path (`Path`): The journal's file. It is made, or continued where it holds parts of the same job.
-        settings (`dict`): What the rows depend on, JSON-serialisable. Files of other settings are not read.
+        settings (`dict`): What the rows depend on, JSON-serialisable.
         process (`int`, defaults to 0): Which of the processes this is; others than 0 write `PATH-1` and so on.
 
     Attributes:
         done, failed (`set[str]`): The parts that are finished, and those with a row whose `status` is `failed`.
+
+    Raises:
+        ValueError: The files hold a job with other settings.
     """
 
     def __init__(self, path: Path, settings: dict, process: int = 0):
         self.path = path
         self.own = path.with_name(f"{path.name}-{process}") if process else path
         self._head = json.dumps({"settings": settings}).encode() + b"\n"
+        self._settings = json.loads(self._head)["settings"]  # as they come back from a file
         path.parent.mkdir(parents=True, exist_ok=True)
         length = self.reload().get(self.own, 0)
         self._file = self.own.open("r+b" if length else "wb")
@@ -37,7 +42,7 @@ class Journal:
             self._file.flush()
 
     def reload(self) -> dict[Path, int]:
-        """Read what all processes have kept; how many bytes of each file can be used, 0 if its settings are others."""
+        """Read what all processes have kept; how many bytes of each file can be used."""
         self.done: set[str] = set()
         self.failed: set[str] = set()
         # By part, and there by the number of the line, so that one that was done twice counts once: file and offset.
@@ -49,15 +54,33 @@ class Journal:
 
     def _read(self, path: Path) -> int:
         with path.open("rb") as file:
-            if file.readline() != self._head:
-                return 0
-            length = len(self._head)
+            length = 0
             for line in file:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    break
                 if not line.endswith(b"\n"):
                     break
-                self._note(json.loads(line), path, length)
+                if length:
+                    self._note(entry, path, length)
+                else:
+                    self._compare(entry["settings"])
                 length += len(line)
         return length
+
+    def _compare(self, old: dict) -> None:
+        new = self._settings
+        others = [
+            f"{name} {reprlib.repr(old.get(name))}, now {reprlib.repr(new.get(name))}"
+            for name in old | new
+            if old.get(name) != new.get(name)
+        ]
+        if others:
+            remedy = f"Give the old ones to go on, or delete {self.path}* to start anew."
+            raise ValueError(
+                f"{self.path} is of an unfinished job with other settings ({'; '.join(others)}). {remedy}"
+            )
 
     def _note(self, entry: dict, path: Path, offset: int) -> None:
         if entry["number"] == 0:

@@ -63,8 +63,11 @@ def run(arguments: Namespace) -> int:
         return 1 if _print_all(pipe, inputs, asked, chosen, arguments) else 0
 
     about = _about(pipe, arguments)
-    settings = {"asked": [[task, [unit.line() for unit in units]] for task, units in asked], "fps": arguments.fps}
-    settings |= {"max faces": arguments.max_faces} | {name: text for name, text in about.items() if name != "date"}
+    settings: dict = {task: "; ".join(unit.line() for unit in units) for task, units in asked}
+    settings |= {"fps": arguments.fps, "max faces": arguments.max_faces}
+    # Photographs are drawn while they are recognised, so those that were done before would have no overlays.
+    settings |= {"evidence": arguments.evidence, "overlay": arguments.overlay and str(arguments.overlay.absolute())}
+    settings |= {name: text for name, text in about.items() if name != "date"}
     if arguments.smooth:
         about["smoothing"] = f"median over {arguments.smooth:g} seconds of a video's answers"
     journal = Journal(output.with_name(output.name + ".partial"), settings, crew.process_index)

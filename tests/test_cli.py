@@ -386,6 +386,20 @@ def test_a_job_that_goes_on_takes_no_rows_of_other_pictures(au, photos, monkeypa
     assert au("recognize", "in", "--output", "u.jsonl")[0] == 0 and Path("u.jsonl").read_text() == replaced
 
 
+def test_another_option_does_no_harm_to_an_unfinished_job(au, photos, monkeypatch):
+    stop_before_the_table(monkeypatch, au, "in", "--output", "t.csv")
+    kept = Path("t.csv.partial").read_bytes()
+    for option, told in (
+        (("--action-units", "AU12"), "(detection 'AU1 "),
+        (("--overlay", "drawn"), "overlay None"),
+    ):
+        code, _, err = au("recognize", "in", "--output", "t.csv", *option)
+        assert code == 2 and told in err and "delete t.csv.partial*" in err and err.count("\n") == 1
+        assert Path("t.csv.partial").read_bytes() == kept
+    code, _, err = au("recognize", "in", "--output", "t.csv")
+    assert code == 0 and "3 of 3 inputs were done before" in err
+
+
 def test_the_detector_that_is_used_is_told(au, photos):
     assert au("recognize", photos[0], "--output", "t.csv", detector="auto")[0] == 0
     told = json.loads(Path("t.csv.columns.json").read_text())["produced by"]["detector"]
@@ -418,8 +432,12 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
         again.add({"c": [{"status": "ok", "x": 3}]})
         assert [row.get("x") for row in again.rows(["a", "c"])] == ([1, 2] if "a" in again.done else []) + [3]
         again.close()
-    path.write_bytes(whole)
-    assert Journal(path, {"model": "other"}).done == set()
+    path.write_bytes(whole[: ends[1]] + b"\0" * 20 + b"\n" + whole[ends[1] :])  # as a power failure leaves it
+    again = Journal(path, settings)
+    assert again.done == {"a"} and path.read_bytes() == whole[: ends[1]]
+    with pytest.raises(ValueError, match=r"other settings \(model 'ü', now 'other'; fps None, now 2\).*delete .*j\*"):
+        Journal(path, {"model": "other", "fps": 2})
+    assert path.read_bytes() == whole[: ends[1]]
 
 
 def test_processes_that_share_a_job_read_each_other_s_journals(tmp_path):
@@ -440,7 +458,8 @@ def test_processes_that_share_a_job_read_each_other_s_journals(tmp_path):
     last = Journal(path, settings)
     assert last.done == {"b", "c", "film"} and not last.failed
     assert [found["x"] for found in last.rows(["film", "c", "nothing", "b"])] == [1, 2, 7, 9]
-    assert Journal(path, {"model": 2}).done == set()
+    with pytest.raises(ValueError, match="model 1, now 2"):
+        Journal(path, {"model": 2})
     last.remove()
     assert not list(tmp_path.iterdir())
 

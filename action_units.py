@@ -276,8 +276,8 @@ def select(action_units: "str | Iterable[str | ActionUnit] | None", task: str = 
     """Turn what a caller may say into a list of `ActionUnit`.
 
     Args:
-        action_units: A preset (`bp4d`, `disfa`, `disfa8`, `feafa`), codes in one string (`"AU1,AU12"`), a list of
-            codes and `ActionUnit` objects, or `None` for the task's own preset.
+        action_units: Codes and presets (`bp4d`, `disfa`, `disfa8`, `feafa`) in one string (`"AU1,AU12"`) or a list,
+            which may hold `ActionUnit` objects, too; one such object; or `None` for the task's own preset.
         task (`str`): Names the preset when `action_units` is `None`.
 
     Raises:
@@ -290,25 +290,23 @@ def select(action_units: "str | Iterable[str | ActionUnit] | None", task: str = 
     """
     if action_units is None:
         action_units = get_task(task).preset
-    chosen: Iterable = action_units if not isinstance(action_units, ActionUnit) else [action_units]
     if isinstance(action_units, str):
-        chosen = PRESETS.get(
-            action_units.strip().lower(), [code for code in re.split(r"[,\s]+", action_units) if code]
-        )
-    units = []
-    for item in chosen:
-        if isinstance(item, str):
-            unit = CATALOGUE.get(item.strip().upper())
-            if unit is None:
-                raise ValueError(
-                    f"Unknown Action Unit {item!r}; accepted: {', '.join(CATALOGUE)}, the presets "
-                    f"{', '.join(PRESETS)}, or an ActionUnit of your own."
-                )
-        else:
+        action_units = [code for code in re.split(r"[,\s]+", action_units) if code]
+    named: Iterable = action_units if isinstance(action_units, Iterable) else [action_units]
+    units: list[ActionUnit] = []
+    for item in named:
+        if hasattr(item, "code"):
             # Code loaded from the Hub holds its own copy of this class, so an object of the other copy is rebuilt
             # here.
-            unit = ActionUnit(item.code, item.name, item.action, item.region, tuple(item.muscles), item.side)
-        units.append(unit)
+            units.append(ActionUnit(item.code, item.name, item.action, item.region, tuple(item.muscles), item.side))
+            continue
+        members = PRESETS.get(str(item).strip().lower(), (str(item).strip().upper(),))
+        if not CATALOGUE.keys() >= set(members):
+            raise ValueError(
+                f"Unknown Action Unit {item!r}; accepted: {', '.join(CATALOGUE)}, the presets "
+                f"{', '.join(PRESETS)}, or an ActionUnit of your own."
+            )
+        units += [CATALOGUE[code] for code in members]
     codes = [unit.code for unit in units]
     if not codes:
         raise ValueError(

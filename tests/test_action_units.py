@@ -1,5 +1,6 @@
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -126,6 +127,9 @@ def test_selection_accepts_presets_strings_lists_and_units():
     assert len(select("FEAFA")) == 24
     assert len(select(None, "intensity_level")) == 12
     assert [unit.code for unit in select(["AU1", wink])] == ["AU1", "WINK"]
+    assert select(["bp4d"]) == select("bp4d") and len(select("bp4d, AU25")) == len(select(["bp4d", "AU25"])) == 13
+    other = SimpleNamespace(**vars(wink))  # as of the class that came with a model from the Hub
+    assert select(other) == select([other]) == [wink]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,8 @@ def test_selection_accepts_presets_strings_lists_and_units():
     [
         ("AU99", "Unknown Action Unit 'AU99'.*bp4d"),
         (["AU1", "AU1"], "more than once: AU1"),
+        ([6, 12], "Unknown Action Unit 6; accepted: AU1"),
+        ("bp4d,AU12", "more than once: AU12"),
         ([], "empty"),
         ("", "empty"),
     ],

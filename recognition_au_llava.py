@@ -78,8 +78,8 @@ class Recognition:
         """Apply what was fitted to a model's answers about people apart from those asked about.
 
         Args:
-            fitted (`dict`): `temperature`, which distributions are raised to the inverse of, or by name
-                `temperatures`; a name that is not in them has the `temperature`. Then what the `"mode"` is
+            fitted (`dict`): `temperature` (1 if there is none), which distributions are raised to the inverse of, or
+                by name `temperatures`; a name that is not in them has the `temperature`. Then what the `"mode"` is
                 replaced by: `thresholds` on P(1), 0 to 1, by name; or `lines`, by name `[zero, slope]`, which make of
                 the expected value, as the model gave it, the allowed value nearest to `slope * (expected - zero)`; or
                 a `decision`, see [`decide`]. Where a name has no threshold, it is 0.5; no line, its value stays.
@@ -89,8 +89,8 @@ class Recognition:
         Returns:
             [`Recognition`]; a `"mean"` or `"median"` is taken again from the new distributions.
         """
-        own = fitted.get("temperatures", {})
-        temperatures = torch.tensor([own.get(name, fitted["temperature"]) for name in names], dtype=allowed.dtype)
+        own, usual = fitted.get("temperatures", {}), fitted.get("temperature", 1.0)
+        temperatures = torch.tensor([own.get(name, usual) for name in names], dtype=allowed.dtype)
         distributions = (self.distributions.clamp(min=FAINT).log() / temperatures[:, None]).softmax(-1)
         expected, values = distributions @ allowed, self.values
         if "thresholds" in fitted:

@@ -142,3 +142,10 @@ def test_a_fitted_decision_stands_in_for_the_mode_alone(processor):
         assert face["AU1"]["value"] == pytest.approx(value)
     (plain,) = own.read(recognition, "intensity_level", "AU1", calibrated=False)
     assert plain["AU1"]["value"] == 0
+
+
+def test_thresholds_may_be_set_without_a_temperature(processor):
+    own, allowed = copy.deepcopy(processor), torch.tensor(KNOWN["detection"].values)
+    own.calibration = {"detection": {"thresholds": {"AU1": 0.7}}}
+    (face,) = own.read(make_recognition(torch.tensor([[[0.4, 0.6]]]), allowed), "detection", "AU1")
+    assert face["AU1"]["value"] == 0 and face["AU1"]["expected_value"] == pytest.approx(0.6)

@@ -1,6 +1,7 @@
 """AuLlavaProcessor: an image and a task become tensors, and answers become named numbers again."""
 
 from dataclasses import replace
+from os.path import dirname
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
@@ -116,10 +117,10 @@ class AuLlavaProcessor(LlavaProcessor):
         processor.by_default = "_from_pipeline" in kwargs
         return processor
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """Write the processor, its code, and the decision pipeline's two files into a folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        write_decision_files(self, save_directory)
+    def to_json_file(self, json_file_path):
+        """Write the settings, and beside them the decision pipeline's two files; [`save_pretrained`] uploads all."""
+        super().to_json_file(json_file_path)
+        write_decision_files(self, dirname(json_file_path))
 
     @property
     def image_tokens(self) -> int:

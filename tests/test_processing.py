@@ -1,4 +1,6 @@
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +182,18 @@ def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):
     assert again.prompt_layout == "text_first"
     for name, tensor in other(images=picture).items():
         assert torch.equal(tensor, again(images=picture)[name]), name
+
+
+def test_the_decision_files_are_uploaded_with_the_processor(processor, tmp_path, monkeypatch):
+    uploaded = []
+    hub = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr("transformers.processing_utils.hf_api", lambda: hub)
+    monkeypatch.setattr(AuLlavaProcessor, "_upload_modified_files", lambda _, place, *__, **___: uploaded.extend(
+        path.name for path in Path(place).iterdir()
+    ))  # fmt: skip
+    written = processor.save_pretrained(str(tmp_path), push_to_hub=True, repo_id="me/au")
+    assert {"decision.json", "decision_template.jinja", "processor_config.json", "tokenizer.json"} <= set(uploaded)
+    assert written == [str(tmp_path / "processor_config.json")]
 
 
 def test_bad_input_is_named(processor, picture):

@@ -136,7 +136,8 @@ class ValueReader:
             read (`list[torch.Tensor]`): From [`choose`].
             seen (`torch.LongTensor` of shape `(batch, count, width)`, *optional*): The tokens of each value that the
                 model saw before those that it was asked for. What follows another beginning is unknown then, and its
-                share is spread evenly. `None`: it saw neutral tokens, and the logits hold whatever comes before.
+                share is spread evenly: after `1.00` all of `0.00` to `0.99` alike. `None`: it saw neutral tokens,
+                and the logits hold whatever comes before.
 
         Returns:
             `torch.Tensor` of shape `(batch, count, values)`.

@@ -27,10 +27,11 @@ class Recognition:
         expected_values (`torch.Tensor` of shape `(batch, count)`): Mean of the distribution over the task's values;
             for a 0/1 task it is the probability of 1.
         distributions (`torch.Tensor` of shape `(batch, count, values)`): The model's probability of every allowed
-            value. With `readout="exact"` it is exact where a value is written with one free token. With several, it is
-            exact down to the last of them: that one has been seen only after the digits that were chosen, and after
-            others its share is spread evenly. With `readout="parallel"` it is the product of the digits' own
-            probabilities, each read without knowing the others.
+            value. With `readout="exact"` it is exact where a value is written with one free token. With several, each
+            token's is exact after those that were chosen before it; the share of what begins otherwise is spread
+            evenly over it, so that of an intensity of 1.00 nothing is known of the values below but their sum. With
+            `readout="parallel"` it is the product of the digits' own probabilities, each read without knowing the
+            others.
         forwards (`int`): Forward passes that the batch took.
         decision (`str`): How `values` follow from `distributions`: `"mode"`, `"mean"` or `"median"`.
         evidence (`torch.Tensor` of shape `(batch, count, 16, 16)`, *optional*): What each answer rested on; see

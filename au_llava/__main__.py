@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
         made.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
 
     made = command("recognize", _recognize, "Recognise Action Units in photographs and videos.", _EXAMPLES)
-    inputs = "pictures, videos, folders, patterns, addresses, a camera's number, or - for a list on standard input"
+    inputs = "pictures, videos, folders, patterns, pictures' addresses, a camera's number, or - for a list on standard input"
     made.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
     task = "what to ask: 0 or 1, a level from 0 to 5, a decimal from 0 to 1, or all three (default: detection; with "
     task += "--openface also intensity_level)"

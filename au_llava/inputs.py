@@ -1,10 +1,15 @@
 """Which pictures and videos a command is about, and what a file made from one of them is called."""
 
 import glob
+import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+from .action_units import TASKS
 
 
 PICTURES = (
@@ -23,6 +28,7 @@ PICTURES = (
     ".ppm",
 )
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts")
+_TIMELINE = re.compile(rf"\.(csv|jsonl|parquet)\..+\.({'|'.join(TASKS)})\.png$")
 
 
 def is_video(name: str) -> bool:
@@ -41,44 +47,74 @@ def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     Args:
         inputs: Files, http(s) addresses, folders (searched with all below them), patterns such as `"day?/*.jpg"`, or
             `"-"` for a list of those on standard input, one a line. What names no picture is kept, to be reported.
-        leave_out (`Path`, *optional*): A folder whose files are not inputs.
+            Time lines, which this program writes, are no inputs unless they are named.
+        leave_out (`Path`, *optional*): The overlays' folder, whose files are no inputs either.
+
+    Raises:
+        ValueError: An address of a video, or a folder or pattern all of whose files lie in `leave_out`.
     """
     found: list[str] = []
-    spared = leave_out and leave_out.absolute()  # it and the folder that holds it may be named differently
+    spared = leave_out and Path(os.path.abspath(leave_out))  # it and what holds it may be named differently
     for text in inputs:
         if text == "-":
             found += expand((line.strip() for line in sys.stdin if line.strip()), leave_out)
-        elif Path(text).is_dir():
-            files = [path for path in Path(text).rglob("*") if path.suffix.lower() in PICTURES + VIDEOS]
-            files = [path for path in files if not path.name.startswith(".") and spared not in path.absolute().parents]
-            found += [str(path) for path in sorted(files)] or [text]
-        elif glob.has_magic(text) and not Path(text).exists():
-            found += sorted(glob.glob(text, recursive=True)) or [text]
+        elif _is_address(text) and is_video(text):
+            raise ValueError(f"{text}: videos are not fetched; download it, and give the file.")
+        elif Path(text).is_dir() or (glob.has_magic(text) and not Path(text).exists()):
+            matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
+            files = [file for match in matches for file in _files(match) if not _TIMELINE.search(file)]
+            kept = [file for file in files if spared not in (path := Path(os.path.abspath(file)), *path.parents)]
+            if files and not kept:
+                raise ValueError(f"--overlay {leave_out} holds all of {text}; name another folder.")
+            found += kept or [text]
         else:
             found.append(text)
     return list(dict.fromkeys(found))
 
 
-def identity(name: str) -> str:
-    """What tells an input from others, even of its name: of a file also its whole path, size and time of change."""
+def _files(match: str) -> list[str]:
+    if not Path(match).is_dir():
+        return [match]
+    files = [path for path in Path(match).rglob("*") if path.suffix.lower() in PICTURES + VIDEOS and path.is_file()]
+    return [str(path) for path in sorted(files) if not path.name.startswith(".")]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What one of the inputs is called elsewhere.
+
+    Args:
+        part: In the journal. It tells a file from others of the same name: by its whole path, size and time of change.
+        place: In names of files that are made from it: its path below the folder that holds all inputs, which no two
+            of them share.
+    """
+
+    part: str
+    place: str
+
+
+def described(names: list[str]) -> dict[str, Input]:
+    """Each input by its name.
+
+    >>> described(["photos/day/a.jpg", "photos/a.jpg"])["photos/day/a.jpg"].place
+    'day/a.jpg'
+    """
+    folders = {os.path.dirname(os.path.abspath(name)) for name in names if not _is_address(name)}
+    top = os.path.commonpath(folders) if folders else ""
+    return {
+        name: Input(
+            _part(name), quote(name, safe="") if _is_address(name) else os.path.relpath(os.path.abspath(name), top)
+        )
+        for name in names
+    }
+
+
+def _part(name: str) -> str:
     try:
         state = Path(name).stat()
     except (OSError, ValueError):  # an address, or no file
         return name
     return f"{name} ({Path(name).absolute()}, {state.st_size} bytes, {state.st_mtime_ns})"
-
-
-def place_below(name: str, inputs: Iterable[str]) -> Path:
-    """A relative path that no two inputs share: the one below the folder that holds them all.
-
-    >>> str(place_below("photos/day/a.jpg", ["photos/day/a.jpg", "photos/a.jpg"]))
-    'day/a.jpg'
-    """
-    if _is_address(name):
-        return Path(re.sub(r"[^\w.-]+", "_", name))
-    folders = [Path(text).absolute().parent for text in inputs if not _is_address(text)]
-    top = next(path for path in (folders[0], *folders[0].parents) if all(path in (p, *p.parents) for p in folders))
-    return Path(name).absolute().relative_to(top)
 
 
 def _is_address(name: str) -> bool:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .action_units import TASKS
 from .drawing import draw_sheet
-from .inputs import PICTURES, VIDEOS, expand, identity, is_video, place_below
+from .inputs import PICTURES, VIDEOS, Input, described, expand, is_video
 from .journal import Journal
 from .photos import Photo, Question, check_detector, load_pipeline, provenance, questions, recognize
 from .smoothing import smoothed
@@ -46,7 +46,7 @@ def run(arguments: Namespace) -> int:
         raise ValueError("--evidence is drawn on overlays; give --overlay too.")
     crew = _crew(arguments)
     names = expand(arguments.input, arguments.overlay) if crew.is_main_process else []
-    [inputs] = broadcast_object_list([{name: identity(name) for name in names}])  # by name, its part in the journal
+    [inputs] = broadcast_object_list([described(names)])
     if not output and any(map(is_video, inputs)):
         raise ValueError("Videos need --output FILE.csv, .jsonl or .parquet.")
     if not output and crew.num_processes > 1:
@@ -71,31 +71,31 @@ def run(arguments: Namespace) -> int:
     if arguments.smooth:
         about["smoothing"] = f"median over {arguments.smooth:g} seconds of a video's answers"
     journal = Journal(output.with_name(output.name + ".partial"), settings, crew.process_index)
-    parts = set(inputs.values())
-    done = journal.done & parts
+    parts = dict.fromkeys(one.part for one in inputs.values())
+    done = journal.done & parts.keys()
     if done and crew.is_main_process:
         print(f"{len(done)} of {len(inputs)} inputs were done before.", file=sys.stderr)
     videos = [name for name in inputs if is_video(name)]
     mine = slice(crew.process_index, None, crew.num_processes)  # every so many-th piece of work
     try:
         undrawn = _do_photos(journal, pipe, asked, arguments, inputs, mine)
-        for name in [name for name in videos[mine] if inputs[name] not in journal.done]:
-            _do_video(journal, pipe, name, inputs[name], asked, arguments)
+        for name in [name for name in videos[mine] if inputs[name].part not in journal.done]:
+            _do_video(journal, pipe, name, inputs[name].part, asked, arguments)
         crew.wait_for_everyone()
         journal.reload()
         if crew.is_main_process:  # before anything is drawn, for the table matters most
-            write_table(output, _smooth(journal.rows(inputs.values()), asked, arguments), chosen, about)
-        undrawn += sum(not _show_video(journal, name, asked, arguments, inputs) for name in videos[mine])
+            write_table(output, _smooth(journal.rows(parts), asked, arguments), chosen, about)
+        undrawn += sum(not _show_video(journal, name, inputs[name], asked, arguments) for name in videos[mine])
         undrawn = sum(gather_object([undrawn]))
     except BaseException:
-        kept = f"{len(journal.done & parts)} of {len(inputs)} inputs are done"
+        kept = f"{len(journal.done & parts.keys())} of {len(inputs)} inputs are done"
         print(f"Stopped; {kept}. The same command goes on from there.", file=sys.stderr)
         journal.close()
         raise
     if not crew.is_main_process:
         journal.close()
         return 0
-    failed = len(journal.failed & parts)
+    failed = len(journal.failed & parts.keys())
     journal.remove()
     told = f"{len(inputs)} inputs, {failed} failed" + (f", {undrawn} not drawn" if undrawn else "")
     print(f"{told}: {output}, described in {output}.columns.json", file=sys.stderr)
@@ -124,14 +124,16 @@ def _settings(arguments: Namespace) -> dict:
     return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size", "readout", "mirror")}
 
 
-def _print_all(pipe, inputs: dict[str, str], asked: list[Question], chosen: list[Column], arguments: Namespace) -> int:
+def _print_all(
+    pipe, inputs: dict[str, Input], asked: list[Question], chosen: list[Column], arguments: Namespace
+) -> int:
     """Show every photograph on standard output as it comes; how many failed."""
     failed = 0
     with closing(
         recognize(pipe, inputs, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
     ) as photos:
         for photo in photos:
-            drawn = _save_overlay(photo, arguments.overlay, inputs)
+            drawn = _save_overlay(photo, inputs[photo.source].place, arguments.overlay)
             failed += bool(photo.error) or not drawn
             if photo.error:
                 print(f"au-llava: {photo.error}", file=sys.stderr)
@@ -143,13 +145,13 @@ def _print_all(pipe, inputs: dict[str, str], asked: list[Question], chosen: list
     return failed
 
 
-def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, str], mine: slice) -> int:
+def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, Input], mine: slice) -> int:
     """Recognise photographs in groups; how many could not be drawn. A group is done as a whole or again, so that
     batches and with them the last digits of the answers are the same however often the job was stopped, and by however
     many processes it is done."""
     photos, size = [name for name in inputs if not is_video(name)], 4 * arguments.batch_size
     groups = [photos[start : start + size] for start in range(0, len(photos), size)][mine]
-    groups = [group for group in groups if not journal.done.issuperset(map(inputs.get, group))]
+    groups = [group for group in groups if not journal.done.issuperset(inputs[name].part for name in group)]
     quiet, undrawn = None if groups and mine.start == 0 else True, 0
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
@@ -157,10 +159,10 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict
             some = recognize(pipe, group, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
             with closing(some) as answered:
                 for photo in answered:
-                    undrawn += not _save_overlay(photo, arguments.overlay, inputs)
+                    undrawn += not _save_overlay(photo, inputs[photo.source].place, arguments.overlay)
                     if photo.error:
                         print(f"au-llava: {photo.error}", file=sys.stderr)
-                    found[inputs[photo.source]] = rows(photo, photo.source)
+                    found[inputs[photo.source].part] = rows(photo, photo.source)
                     bar.update()
             journal.add(found)
     return undrawn
@@ -190,22 +192,19 @@ def _video_bar(video, per_second: float | None) -> tqdm:
     return tqdm(desc=video.path, total=math.ceil(video.count * share) or None, unit="frame", disable=quiet)
 
 
-def _show_video(
-    journal: Journal, name: str, asked: list[Question], arguments: Namespace, inputs: dict[str, str]
-) -> bool:
+def _show_video(journal: Journal, name: str, known: Input, asked: list[Question], arguments: Namespace) -> bool:
     """The time lines beside the table and, where overlays are asked for, the film; whether that went well."""
     from .films import write_film, write_timelines
     from .videos import Video
 
     def found() -> Iterator[dict]:
-        return (row for row in _smooth(journal.rows([inputs[name]]), asked, arguments) if "frame" in row)
+        return (row for row in _smooth(journal.rows([known.part]), asked, arguments) if "frame" in row)
 
     def draw() -> None:
-        video, place = Video.open(name), place_below(name, inputs)
-        stem = Path(f"{arguments.output}.{'_'.join(place.parts)}")
-        write_timelines(stem, video, found, asked, arguments.fps)
+        video = Video.open(name)
+        write_timelines(Path(f"{arguments.output}.{known.place}"), video, found, asked, arguments.fps)
         if arguments.overlay:
-            write_film(_overlay(arguments.overlay, place, ".mp4"), video, found(), asked[0])
+            write_film(_overlay(arguments.overlay, f"{known.place}.mp4"), video, found(), asked[0])
 
     return not any(True for _ in found()) or _drawn(name, draw)
 
@@ -256,10 +255,10 @@ def face_heading(name: str, place: int, count: int, entry: dict) -> str:
     return f"{name}, face {place} of {count}, {f'box {box}' if box else 'the whole picture'}{score}"
 
 
-def _save_overlay(photo: Photo, target: Path | None, inputs: dict[str, str]) -> bool:
+def _save_overlay(photo: Photo, place: str, target: Path | None) -> bool:
     if not target or not photo.image:
         return True
-    path, image = _overlay(target, place_below(photo.source, inputs), ".png"), photo.image
+    path, image = _overlay(target, f"{place}.png"), photo.image
 
     def draw() -> None:
         with replaced(path) as draft:
@@ -268,9 +267,9 @@ def _save_overlay(photo: Photo, target: Path | None, inputs: dict[str, str]) -> 
     return _drawn(photo.source, draw)
 
 
-def _overlay(target: Path, place: Path, ending: str) -> Path:
-    """Where the overlay of the input at `place` goes: into the folder `target`, or to the file of that name."""
-    return target if _is_file(target) else target / place.with_name(place.name + ending)
+def _overlay(target: Path, place: str) -> Path:
+    """Where an overlay goes: to its place in the folder `target`, or to the file of that name."""
+    return target if _is_file(target) else target / place
 
 
 def _check_overlay(target: Path, inputs: list[str]) -> None:

@@ -23,7 +23,7 @@ from skimage.data import astronaut
 from au_llava.__main__ import main
 from au_llava.action_units import PRESETS, TASKS, describe, select
 from au_llava.demo import ASTRONAUT, pictures
-from au_llava.inputs import expand
+from au_llava.inputs import described, expand
 from au_llava.journal import Journal
 from au_llava.photos import load_pipeline, provenance
 
@@ -220,8 +220,47 @@ def test_inputs_are_found_everywhere_once(photos, monkeypatch):
     absolute = [str(Path(name).absolute()) for name in photos]
     assert expand([str(Path("in").absolute())], Path("in/drawn")) == absolute
     assert expand(["in/**/*.jp*g", "in/a.png", "in/a.png"]) == ["in/sub/b.jpg", "in/a.png"]
+    assert expand(["in/**/a.png", "i*/s*"], Path("in/drawn")) == photos
+    for folder in ("in", ".", "in/sub"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"--overlay {folder} holds all of in/s*; name another folder.")
+        ):
+            expand(["in/s*"], Path(folder))
+    with pytest.raises(ValueError, match="--overlay in holds all of in; name another folder"):
+        expand(["in"], Path("in"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.png\n\n  in/sub\nhttps://example.org/x?y=1\n"))
     assert expand(["-"]) == [*photos, "https://example.org/x?y=1"]
+
+
+def test_what_the_command_wrote_is_no_input(photos):
+    for name in ("in/t.csv.clip.mp4.detection.png", "in/sub/t.parquet.day/clip.mp4.intensity_level.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert expand(["in"]) == expand(["in/**/*.png", "in/**/*.jp*g", "in/**/*.JP*G"]) == photos
+
+
+def test_folders_and_addresses_are_told_from_files(au, photos):
+    Path("in/frames.jpg").mkdir()
+    Path("in/sub").rename("in/frames.jpg/day2")
+    Image.new("RGB", (50, 50)).save("in/frames.jpg/0001.jpg")
+    below = ["in/frames.jpg/0001.jpg", "in/frames.jpg/day2/b.jpg", "in/frames.jpg/day2/c.JPEG"]
+    assert expand(["in"]) == ["in/a.png", *below] and expand(["in/f*"]) == below
+    code, _, err = au("recognize", "https://example.org/talk.mp4", "--output", "t.csv")
+    assert code == 2 and "https://example.org/talk.mp4: videos are not fetched; download it" in err
+
+
+def test_each_input_has_a_place_of_its_own(photos, monkeypatch):
+    names = ["in/sub/b.jpg", "in/../in/sub_b.jpg", "../b.jpg", "http://x.org/a?b=1", "http://x.org/a_b=1"]
+    monkeypatch.chdir("in")
+    names = [*names[-2:], *(f"../{name}" for name in names[:3])]
+    top = str(Path("..").resolve().name)
+    assert [one.place for one in described(names).values()] == [
+        "http%3A%2F%2Fx.org%2Fa%3Fb%3D1", "http%3A%2F%2Fx.org%2Fa_b%3D1",
+        f"{top}/in/sub/b.jpg", f"{top}/in/sub_b.jpg", "b.jpg",
+    ]  # fmt: skip
+    many = [f"{number % 100}/{number}.png" for number in range(20_000)]
+    begun = time.monotonic()
+    assert [one.place for one in described(many).values()] == many and time.monotonic() - begun < 5
 
 
 def test_overlays_of_equal_names_do_not_meet(au, photos):

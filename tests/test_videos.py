@@ -208,6 +208,14 @@ def test_a_time_line_has_no_gap_where_frames_are_far_apart(clip, monkeypatch):
     assert (first[seen] == (moments[seen] > 11)).mean() > 0.995 and (second[seen] == 0.5).all()
 
 
+def test_time_lines_of_equal_names_do_not_meet(clip, folder):
+    for name in ("in/a/b.mp4", "in/a_b.mp4"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, name)
+    assert recognize(folder, "in", "--fps", "1", "--output", "t.csv") == 0
+    assert Path("t.csv.a/b.mp4.detection.png").is_file() and Path("t.csv.a_b.mp4.detection.png").is_file()
+
+
 @needs_ffmpeg
 def test_the_film_keeps_time_and_sound(clip, folder):
     ffmpeg("-f", "lavfi", "-i", "sine=duration=2.5", "-i", clip, "-c:v", "copy", "-map", "0", "-map", "1", "sound.mp4")

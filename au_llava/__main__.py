@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
         made.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator if there is one)")
 
     made = command("recognize", _recognize, "Recognise Action Units in photographs and videos.", _EXAMPLES)
-    inputs = "pictures, videos, folders, patterns, pictures' addresses, a camera's number, or - for a list on standard input"
+    inputs = "pictures, videos, folders, patterns, addresses, a camera's number, or - for a list on standard input"
     made.add_argument("input", nargs="+", metavar="INPUT", help=inputs)
     task = "what to ask: 0 or 1, a level from 0 to 5, a decimal from 0 to 1, or all three (default: detection; with "
     task += "--openface also intensity_level)"
@@ -72,12 +72,10 @@ def parser() -> ArgumentParser:
     setup(made)
 
     made = command("app", _app, "Open a web page for photographs, videos and a webcam.")
-    made.add_argument(
-        "--port", type=_positive, metavar="N", help="port to serve at (default: the first free from 7860)"
-    )
+    made.add_argument("--port", type=_port, metavar="N", help="port to serve at (default: the first free from 7860)")
     setup(made)
 
-    made = command("describe", _describe, "Print the text description T that the model is asked with.")
+    made = command("describe", _describe, "Print the text description T that the model is asked with.", _LISTS)
     made.add_argument("--task", choices=list(TASKS), default="detection", help="(default: detection)")
     units(made)
 
@@ -97,8 +95,20 @@ examples:
 {EXIT_CODES}"""
 
 
+_LISTS = f"""\
+A model that was trained on whole lists of Action Units, as the default one, is asked about the list that holds those given.
+
+{EXIT_CODES}"""
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not 1 <= int(text) <= 65535:
         raise ValueError
     return int(text)
 
@@ -111,6 +121,7 @@ def _rate(text: str) -> float:
 
 # argparse shows these names: "invalid whole number above 0 value: '0'"
 _positive.__name__, _rate.__name__ = "whole number above 0", "number above 0 and below 1000"
+_port.__name__ = "port from 1 to 65535"
 
 
 # torch takes seconds to import; help and describe do without.

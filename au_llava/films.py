@@ -25,18 +25,22 @@ SMALLEST = 0.75  # of their size, to which bars in a film are made smaller so th
 STEPS, FACES = 800, 4  # of a time line; at most so many faces
 
 
-def entry(row: dict, question: Question) -> dict:
-    """A row's face as the pipeline would give it, for one question."""
+def entry(row: dict, question: Question, thresholds: dict[str, float] | None = None) -> dict:
+    """A row's face as the pipeline would give it, for one question, with the thresholds of its units where given."""
     task, units = question
     box = [row.get(f"box_{side}") for side in ("x0", "y0", "x1", "y1")]
     answers = {}
     for unit in units:
         key = f"{unit.code}_{task}"
         answers[unit.code] = {"name": unit.name, "value": row[key], "expected_value": row[f"{key}_expected"]}
+        if thresholds is not None:
+            answers[unit.code]["threshold"] = thresholds.get(unit.code, 0.5)
     return {"id": row["face"], "task": task, "box": None if None in box else box, "action_units": answers}
 
 
-def write_film(target: Path, video: Video, rows: Iterator[dict], question: Question) -> None:
+def write_film(
+    target: Path, video: Video, rows: Iterator[dict], question: Question, thresholds: dict[str, float] | None = None
+) -> None:
     """Write the video again with boxes and ids on its faces and, beside it, their bars.
 
     Frames between two that were looked at show the answers of the earlier one. Times are kept, with a variable frame
@@ -47,11 +51,13 @@ def write_film(target: Path, video: Video, rows: Iterator[dict], question: Quest
         target (`Path`): An `.mp4` file.
         rows (`Iterator[dict]`): The video's rows, in the order of its frames.
         question (`Question`): Which answers to show.
+        thresholds (`dict[str, float]`, *optional*): From which probability on each unit is called present, 0.5 where
+            this does not say; for `detection` only.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as draft, TemporaryDirectory(dir=target.parent) as folder:
         silent, writer, written = Path(folder, "silent.mp4"), None, 0
-        for time, picture in _pictures(video, rows, question):
+        for time, picture in _pictures(video, rows, question, thresholds):
             if writer is None:
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 place = os.fsencode(silent)  # see closing_capture
@@ -81,13 +87,15 @@ def _add_sound(silent: Path, video: Video, target: Path) -> str | None:
     return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
 
 
-def _pictures(video: Video, rows: Iterator[dict], question: Question) -> Iterator[tuple[float, Image.Image]]:
+def _pictures(
+    video: Video, rows: Iterator[dict], question: Question, thresholds: dict[str, float] | None
+) -> Iterator[tuple[float, Image.Image]]:
     """When each frame of the film is shown, and what it shows."""
     groups = ((number, list(group)) for number, group in groupby(rows, lambda row: row["frame"]))
     coming, faces, panel = next(groups, None), [], None
     for frame in video.frames():
         while coming and coming[0] <= frame.number:
-            faces = [entry(row, question) for row in coming[1] if row["status"] == "ok"]
+            faces = [entry(row, question, thresholds) for row in coming[1] if row["status"] == "ok"]
             coming, panel = next(groups, None), None
         scale = max(1.0, HEIGHT / frame.image.height)
         width, height = (2 * round(side * scale / 2) for side in frame.image.size)  # H.264 wants even sides

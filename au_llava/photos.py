@@ -13,6 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file, logging
@@ -56,8 +57,13 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> Facial
     The package's own code is used, not what lies beside the weights.
 
     Raises:
-        ValueError: There is no AU-LLaVA at that place, or its files are damaged.
+        ValueError: There is no AU-LLaVA at that place, or its files are damaged; or torch cannot use the device.
     """
+    try:
+        torch.empty(1, device=device or "cpu")
+    except Exception as error:  # each kind of device has errors of its own
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device {device!r} cannot be used ({reason}); give cpu, or leave it out.") from error
     logging.disable_progress_bar()
     place = model or default_checkpoint()
     remedy = "give a folder that save_pretrained wrote or the id of an AU-LLaVA on the Hub"

@@ -85,7 +85,7 @@ def run(arguments: Namespace) -> int:
         journal.reload()
         if crew.is_main_process:  # before anything is drawn, for the table matters most
             write_table(output, _smooth(journal.rows(parts), asked, arguments), chosen, about)
-        undrawn += sum(not _show_video(journal, name, inputs[name], asked, arguments) for name in videos[mine])
+        undrawn += sum(not _show_video(journal, pipe, name, inputs[name], asked, arguments) for name in videos[mine])
         undrawn = sum(gather_object([undrawn]))
     except BaseException:
         kept = f"{len(journal.done & parts.keys())} of {len(inputs)} inputs are done"
@@ -192,7 +192,7 @@ def _video_bar(video, per_second: float | None) -> tqdm:
     return tqdm(desc=video.path, total=math.ceil(video.count * share) or None, unit="frame", disable=quiet)
 
 
-def _show_video(journal: Journal, name: str, known: Input, asked: list[Question], arguments: Namespace) -> bool:
+def _show_video(journal: Journal, pipe, name: str, known: Input, asked: list[Question], arguments: Namespace) -> bool:
     """The time lines beside the table and, where overlays are asked for, the film; whether that went well."""
     from .films import write_film, write_timelines
     from .videos import Video
@@ -204,7 +204,9 @@ def _show_video(journal: Journal, name: str, known: Input, asked: list[Question]
         video = Video.open(name)
         write_timelines(Path(f"{arguments.output}.{known.place}"), video, found, asked, arguments.fps)
         if arguments.overlay:
-            write_film(_overlay(arguments.overlay, f"{known.place}.mp4"), video, found(), asked[0])
+            limits = pipe.processor.calibration.get("detection", {}).get("thresholds", {})
+            limits = limits if asked[0][0] == "detection" else None
+            write_film(_overlay(arguments.overlay, f"{known.place}.mp4"), video, found(), asked[0], limits)
 
     return not any(True for _ in found()) or _drawn(name, draw)
 

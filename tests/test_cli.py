@@ -322,6 +322,7 @@ def test_openface_columns(au, photos):
         (["--evidence", "attention"], "--overlay"),
         (["--detector", "magic"], "magic"),
         (["--model", "no/such/folder"], "no such folder"),
+        (["--device", "gpu"], "au-llava: device 'gpu' cannot be used (Expected one of cpu"),
         (["--model", "in"], "config.json"),
         (["--model", "other"], "'llama'"),
     ],
@@ -340,6 +341,12 @@ def test_argparse_refuses(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["recognize", *arguments])
     assert stop.value.code == 2
+
+
+def test_a_port_is_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["app", "--port", "99999"])
+    assert "invalid port from 1 to 65535 value: '99999'" in capsys.readouterr().err
 
 
 def test_damaged_weights_are_one_clear_error(au, photos, folder, tmp_path):

@@ -19,7 +19,7 @@ from conftest import ROOT, tiny_model
 from PIL import Image
 from skimage.data import astronaut
 
-from au_llava import films
+from au_llava import films, photos
 from au_llava.__main__ import main
 from au_llava.action_units import select
 from au_llava.drawing import draw_timeline
@@ -236,6 +236,23 @@ def test_a_film_has_room_for_the_bars_of_two_faces():
     bars = [int(np.diff(rows.astype(int)).clip(0).sum()) for rows in blue]
     assert bars == [0, 12, 24, 24]
     assert (np.asarray(_panel(faces, 360, 480)) == np.asarray(_panel(faces[:2], 360, 480))).all()
+
+
+def test_a_film_s_bars_show_thresholds(clip, folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(films, "_panel", lambda faces, *size: shown.extend(faces) or _panel(faces, *size))
+    load = photos.load_pipeline
+
+    def calibrated(*arguments):
+        pipe = load(*arguments)
+        pipe.processor.calibration = {"detection": {"thresholds": {"AU1": 0.25}}}
+        return pipe
+
+    monkeypatch.setattr("au_llava.recognize.load_pipeline", calibrated)
+    question = ("--action-units", "AU1,AU12", "--fps", "1", "--output", "t.csv", "--overlay", "drawn")
+    assert recognize(folder, clip, *question) == recognize(folder, clip, *question, "--task", "intensity_level") == 0
+    limits = [[unit.get("threshold") for unit in face["action_units"].values()] for face in shown]
+    assert limits == [[0.25, 0.5]] * 3 + [[None, None]] * 3
 
 
 def test_where_ffmpeg_fails_the_film_is_silent(clip, folder, monkeypatch, capsys):

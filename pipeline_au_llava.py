@@ -172,6 +172,11 @@ class FacialActionUnitPipeline(Pipeline):
         how |= {"static_shapes": static_shapes, "mirror": self.processor.mirror if mirror is None else mirror}
         asked = [(task, self.processor.question(task, units)) for task, units in questions]
         grammars = [self.processor.grammar(*question) for question in asked]
+        prompts = [
+            self.processor(images=face.crop, task=task, action_units=units)["input_ids"]
+            for face in faces[:1]  # a question's prompt is the same for each
+            for task, units in asked
+        ]
         answers: list[list[dict]] = [[] for _ in questions]
         start = 0
         while start < len(faces):
@@ -179,7 +184,7 @@ class FacialActionUnitPipeline(Pipeline):
             crops = [face.crop for face in faces[start : start + size]]
             filling = crops[-1:] * (size - len(crops)) if static_shapes else []
             try:
-                recognitions = list(self._recognize(crops + filling, asked, grammars, **how))
+                recognitions = list(self._recognize(crops + filling, prompts, grammars, **how))
             except RuntimeError as error:
                 together = len(crops + filling)
                 if together == 1 or not _out_of_memory(error):
@@ -198,16 +203,13 @@ class FacialActionUnitPipeline(Pipeline):
             start += len(crops)
         return answers
 
-    def _recognize(
-        self, crops: list, asked: list[tuple[str, list[ActionUnit]]], grammars: list, mirror: bool, **how
-    ) -> Iterator:
+    def _recognize(self, crops: list, prompts: list, grammars: list, mirror: bool, **how) -> Iterator:
         """A [`Recognition`] for each question about the same crops."""
         pixels = self.processor.image_processor(crops, return_tensors="pt")["pixel_values"]
         encoded = self.model.encode(pixels, mirror)
-        for (task, units), grammar in zip(asked, grammars, strict=True):
-            prompt = self.processor(images=crops[:1], task=task, action_units=units)["input_ids"]
-            prompts = prompt.expand(len(crops), -1)
-            yield self.model.recognize(prompts, pixels, grammar, encoded=encoded, mirror=mirror, **how)
+        for prompt, grammar in zip(prompts, grammars, strict=True):
+            rows = prompt.expand(len(crops), -1)
+            yield self.model.recognize(rows, pixels, grammar, encoded=encoded, mirror=mirror, **how)
 
     def postprocess(self, faces: list[Face], answers: list[dict], task: str) -> list[dict]:
         """Join each face's place with its answer."""

@@ -58,6 +58,14 @@ def test_several_questions_encode_a_face_once(pipe, crops, mirror):
         assert [photo.answers[number] for photo in found] == one_by_one
 
 
+def test_a_question_is_written_once_for_all_batches(pipe, crops, monkeypatch):
+    written, prompt = [], type(pipe.processor).prompt
+    monkeypatch.setattr(type(pipe.processor), "prompt", lambda *given: written.append(1) or prompt(*given))
+    faces = [face for crop in crops for face in pipe.preprocess(crop, detector="none")]
+    pipe.forward(faces, questions=photos.questions(["detection", "intensity"]), batch_size=2)
+    assert len(written) == 2
+
+
 def test_calibration_is_used_unless_turned_off(model, processor, crops):
     own, settings = copy.deepcopy(processor), {"action_units": "AU1,AU2"}
     own.calibration = {"detection": {"temperature": 2.0, "thresholds": {"AU1": 0.0, "AU2": 1.0}}}

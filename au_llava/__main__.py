@@ -96,7 +96,7 @@ examples:
 
 
 _LISTS = f"""\
-A model that was trained on whole lists of Action Units, as the default one, is asked about the list that holds those given.
+A model that was trained on whole lists of Action Units, as the default one, is asked about the list with those given.
 
 {EXIT_CODES}"""
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from .films import write_timelines
 from .photos import check_detector, load_pipeline
-from .recognize import _about, _asked, _settings
-from .tables import FORMATS, columns, openface_columns, write_table
+from .recognize import _about, _settings, prepared
+from .tables import write_table
 from .videos import Video, recognize_video
 
 
@@ -23,13 +23,9 @@ def run(arguments: Namespace) -> int:
     Rows wait on disk until the table is written. A camera's frames are not kept, so there is no film.
     """
     name, *others = arguments.input
-    output = None if arguments.output in (None, "-") else Path(arguments.output)
     if others or arguments.overlay or arguments.smooth:
         raise ValueError(f"Camera {name} must be the only input, and goes without --overlay and --smooth.")
-    if output and output.suffix not in FORMATS:
-        raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
-    asked = _asked(arguments)
-    chosen = openface_columns(asked) if arguments.openface else columns(asked)
+    asked, chosen, output = prepared(arguments)
     arguments.detector = check_detector(arguments.detector)
     video, pipe = Video.open(name), load_pipeline(arguments.model, arguments.device)
     with TemporaryFile("w+") as kept:

@@ -37,11 +37,7 @@ from .tables import (
 
 def run(arguments: Namespace) -> int:
     """Carry out the subcommand; the exit code: 0 all well, 1 some inputs failed or could not be drawn."""
-    asked = _asked(arguments)
-    chosen = openface_columns(asked) if arguments.openface else columns(asked)
-    output = None if arguments.output in (None, "-") else Path(arguments.output)
-    if output and output.suffix not in FORMATS:
-        raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
+    asked, chosen, output = prepared(arguments)
     if arguments.evidence and not arguments.overlay:
         raise ValueError("--evidence is drawn on overlays; give --overlay too.")
     crew = _crew(arguments)
@@ -100,6 +96,16 @@ def run(arguments: Namespace) -> int:
     told = f"{len(inputs)} inputs, {failed} failed" + (f", {undrawn} not drawn" if undrawn else "")
     print(f"{told}: {output}, described in {output}.columns.json", file=sys.stderr)
     return 1 if failed or undrawn else 0
+
+
+def prepared(arguments: Namespace) -> tuple[list[Question], list[Column], Path | None]:
+    """What is asked, the columns of the table, and its file, if it goes to one."""
+    asked = _asked(arguments)
+    chosen = openface_columns(asked) if arguments.openface else columns(asked)
+    output = None if arguments.output in (None, "-") else Path(arguments.output)
+    if output and output.suffix not in FORMATS:
+        raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
+    return asked, chosen, output
 
 
 def _crew(arguments: Namespace) -> PartialState:

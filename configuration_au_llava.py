@@ -23,6 +23,8 @@ class AuLlavaConfig(LlavaConfig):
         looks (`list[list[float]]`, *optional*):
             How to look at each picture, once for each `[enlargement, turn in degrees]`, in use but not in training:
             what the encoder says of a patch is the mean over the looks. By default one look, at the picture as it is.
+        lm_head_bias (`bool`, *optional*, defaults to `False`):
+            Whether the language modelling head has a bias, as Phi's has.
 
     `projector_hidden_act`, `multimodal_projector_bias` and the `vision_feature_*` fields come with `LlavaConfig` and
     are not used: the projector is one `nn.Linear` and it reads the encoder's last hidden state.
@@ -56,6 +58,7 @@ class AuLlavaConfig(LlavaConfig):
     image_token_index: int = 32000
     image_seq_length: int = 256
     looks: list | None = None
+    lm_head_bias: bool = False
     auto_map: dict | None = None
     custom_pipelines: dict | None = None
 

@@ -140,7 +140,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
     def __init__(self, config: AuLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)
         self.model = AuLlavaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @classmethod
@@ -191,6 +192,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             language_model = AutoModelForCausalLM.from_config(language, **kwargs)
         if vision_tower.dtype != language_model.dtype:  # as each is stored: DINOv2 in float32, Vicuna in float16
             vision_tower.to(language_model.dtype)
+        if not hasattr(vision_tower.config, "hidden_size"):  # of convolutional encoders
+            vision_tower.config.hidden_size = vision_tower.config.hidden_sizes[-1]
         vocabulary = language_model.config.vocab_size
         if tokenizer is None:
             image_token_id = vocabulary
@@ -202,6 +205,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             text_config=language_model.config,
             image_token_index=image_token_id,
             tie_word_embeddings=language_model.config.tie_word_embeddings,
+            lm_head_bias=language_model.get_output_embeddings().bias is not None,
         )
         with torch.device("meta"):
             model = cls(config)
@@ -215,9 +219,16 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.generation_config = language_model.generation_config
         if image_token_id >= vocabulary:
             model.resize_token_embeddings(image_token_id + 1)
-        with torch.no_grad():
-            crop = torch.zeros(1, 3, CROP_SIZE, CROP_SIZE, dtype=vision_tower.dtype, device=vision_tower.device)
-            model.config.image_seq_length = len(model.get_image_features(crop).pooler_output[0])
+
+        def patches(side: int) -> int:
+            crop = torch.zeros(1, 3, side, side, dtype=vision_tower.dtype, device=vision_tower.device)
+            with torch.no_grad():
+                return len(model.get_image_features(crop).pooler_output[0])
+
+        try:
+            model.config.image_seq_length = patches(CROP_SIZE)
+        except (ValueError, RuntimeError):  # CLIP, SigLIP and ViT take pictures of one size alone
+            model.config.image_seq_length = patches(vision_tower.config.image_size)
         return model
 
     def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):

@@ -93,13 +93,13 @@ class AuLlavaProcessor(LlavaProcessor):
                 encoder sees, around the middle; the less of it, the larger the face.
             kwargs: `prompt_layout`, `chat_template`.
         """
-        height, width, mean, deviation = CROP_SIZE, CROP_SIZE, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        side, mean, deviation = CROP_SIZE, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if vision is not None:
             source = AutoImageProcessor.from_pretrained(vision)
-            side = source.crop_size or source.size
-            height, width, mean, deviation = side["height"], side["width"], source.image_mean, source.image_std
+            size, mean, deviation = source.crop_size or source.size, source.image_mean, source.image_std
+            side = size["height"] or size["shortest_edge"]
         image_processor = BitImageProcessorPil(
-            size={"shortest_edge": round(height / view)}, crop_size={"height": height, "width": width},
+            size={"shortest_edge": round(side / view)}, crop_size={"height": side, "width": side},
             image_mean=mean, image_std=deviation,
         )  # fmt: skip
         tokenizer = (

@@ -15,9 +15,11 @@ from transformers import (
     LlamaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
+    PhiConfig,
     Qwen2Config,
     ResNetConfig,
     SiglipVisionConfig,
+    ViTConfig,
 )
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaModel
@@ -70,16 +72,32 @@ def test_config_takes_objects_and_dicts_and_round_trips(tmp_path):
         (CLIPVisionConfig(**VISION, **SQUARE), 16),
         (SiglipVisionConfig(**VISION, **SQUARE), 16),
         (ConvNextV2Config(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1]), 49),
+        (Dinov2Config(**VISION, image_size=518, patch_size=56), 16),
     ],
     ids=lambda value: getattr(value, "model_type", value),
 )
 def test_any_vision_encoder_gives_its_patches_only(vision, patches):
-    if vision.model_type == "convnextv2":
-        vision.hidden_size = 32
     model = AuLlavaForConditionalGeneration.from_backbones(vision, LlamaConfig(**TEXT))
     features = model.get_image_features(torch.randn(2, 3, 224, 224)).pooler_output
     assert [tuple(patch.shape) for patch in features] == [(patches, 32)] * 2
     assert model(**prompt(model, patches=patches)).logits.shape == (2, 12 + patches, 100)
+
+
+@pytest.mark.parametrize("kind", [CLIPVisionConfig, SiglipVisionConfig, ViTConfig])
+def test_an_encoder_of_another_picture_size_gets_it(kind):
+    vision = kind(**VISION, image_size=336, patch_size=56)
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, LlamaConfig(**TEXT))
+    assert model.config.image_seq_length == len(model.get_image_features(torch.randn(1, 3, 336, 336)).pooler_output[0])
+    assert model.config.image_seq_length == 36
+
+
+def test_the_bias_of_a_language_modelling_head_is_kept(tmp_path):
+    vision, language = Dinov2Config(**VISION, **SQUARE), PhiConfig(**TEXT)
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, language).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path)
+    again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**prompt(again)).logits, model(**prompt(model)).logits)
 
 
 def test_dinov2_features_are_the_normalised_patch_tokens():

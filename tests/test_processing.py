@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil, ConvNextImageProcessorPil, SiglipImageProcessorPil
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS, ActionUnit, describe, select, write_answer
@@ -182,6 +183,21 @@ def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):
     assert again.prompt_layout == "text_first"
     for name, tensor in other(images=picture).items():
         assert torch.equal(tensor, again(images=picture)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("source", "side"),
+    [
+        (ConvNextImageProcessorPil(size={"shortest_edge": 192}), 192),
+        (SiglipImageProcessorPil(size={"height": 384, "width": 384}), 384),
+        (CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}), 336),
+    ],
+    ids=["shortest edge", "square", "crop"],
+)
+def test_the_encoders_picture_size_is_taken_over(tokenizer, tmp_path, source, side):
+    source.save_pretrained(tmp_path)
+    own = AuLlavaProcessor.from_backbones(str(tmp_path), copy.deepcopy(tokenizer), patch_size=16)
+    assert own.image_tokens == (side // 16) ** 2 and own.image_processor.image_mean == source.image_mean
 
 
 def test_the_decision_files_are_uploaded_with_the_processor(processor, tmp_path, monkeypatch):

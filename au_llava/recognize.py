@@ -281,7 +281,7 @@ def _overlay(target: Path, place: str) -> Path:
 
 
 def _check_overlay(target: Path, inputs: list[str]) -> None:
-    if len(inputs) > 1:
+    if len(inputs) != 1:
         raise ValueError(f"--overlay {target} is one file, but there are {len(inputs)} inputs; name a folder.")
     endings = (".mp4",) if is_video(inputs[0]) else PICTURES
     if target.suffix.lower() not in endings:

@@ -109,9 +109,9 @@ def failure(name: str, error: str) -> dict:
     return {"file": readable(name), "status": "failed", "error": readable(error)}
 
 
-def readable(name: str) -> str:
-    """A file's name as a table or page can hold it: what is not UTF-8 in it stands as its escaped bytes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def readable(text: str) -> str:
+    """A text with a file's name as tables and pictures can hold it: what is not UTF-8 in it is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def row(entries: Iterable[dict], face: int) -> dict:

@@ -30,7 +30,7 @@ READOUTS = ("exact", "parallel")
 
 # How many texts' keys and values are kept; for a language model of 7 billion parameters one takes about 0.25 GB.
 PREFIXES = 4
-SAMPLE = 997  # of a weight every so manieth number is looked at, to tell whether it is still the same
+SAMPLE = 997  # every 997th number of a weight is looked at, to tell whether it is still the same
 
 
 _TURNS: WeakKeyDictionary = WeakKeyDictionary()  # not in the models, which are copied and pickled; locks are not

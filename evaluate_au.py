@@ -72,8 +72,9 @@ def arguments() -> argparse.Namespace:
         if given:
             parser.error(f"{what} goes without {', '.join(given)}: {why}")
 
-    if args.predictions:
-        refuse("--predictions", (*_ASKED, "calibrate"), "what was asked, and of whom, is settled")
+    if not args.model:
+        settled = "--predictions" if args.predictions else "--compare"
+        refuse(settled, (*_ASKED, "calibrate"), "what was asked, and of whom, is settled")
     if args.update_card:
         refuse(
             "--update_card",

@@ -250,6 +250,7 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--model . --update_card --tasks detection --no-mirror", "--update_card goes without --tasks, --mirror"),
         ("--predictions {} --fold 1 --calibrate", "--predictions goes without --fold, --calibrate"),
         ("--predictions {} --limit 3 --readout parallel", "--predictions goes without --limit, --readout"),
+        ("--compare {0} {0} --calibrate --tasks detection", "--compare goes without --tasks, --calibrate"),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(arguments, told, tmp_path, capsys):

@@ -90,7 +90,8 @@ def main() -> int:
                     bar.write(f"{seen:8,}  {rows[-1][1]:20.1f}", file=sys.stdout)
                     sys.stdout.flush()
     settled = [memory for number, memory in rows if number >= args.pictures / 5]
-    growth = max(settled[-len(settled) // 4 :]) - settled[0]
+    quarter = -(-len(settled) // 4)  # most of each: single readings go up and down with what was just computed
+    growth = max(settled[-quarter:]) - max(settled[:quarter])
     print(f"{seen:,} pictures, {failed} of them damaged, in {time.monotonic() - begun:.0f} s; memory grew by "
           f"{growth:.1f} MB after the first fifth (limit {args.limit:g} MB).")  # fmt: skip
     return int(growth > args.limit)

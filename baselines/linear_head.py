@@ -175,9 +175,6 @@ def main() -> None:
             found[split] += tables(pictures, heads, encode(pictures, model, processor), mirrored)
     shutil.rmtree(Path(args.output, "validation"), ignore_errors=True)  # of an older head
     for split, folder in (("test", Path(args.output)), ("validation", Path(args.output, "validation"))):
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # an older head's answers about validation people are none of this one's
         if found[split]:
             folder.mkdir(parents=True, exist_ok=True)
             origin = asked[split].origin() | {"model": sources, "command": command}

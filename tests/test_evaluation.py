@@ -415,8 +415,12 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
 def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, monkeypatch, capsys):
     head, ours = tmp_path / "head", tmp_path / "ours"
     data = ["--model", folder, "--dataset", "disfa", "--data_dir", str(disfa_crops), "--fold", "1"]
+    (head / "validation").mkdir(parents=True)
+    (head / "validation" / "old.parquet").touch()  # of an older head
+    (head / "notes.txt").touch()  # of someone else
     monkeypatch.setattr(sys, "argv", ["linear_head", *data, "--calibrate", "--output", str(head)])
     linear_head.main()
+    assert (head / "notes.txt").exists() and not (head / "validation" / "old.parquet").exists()
     assert set(read_answers(head)) == {"detection", "intensity_level"}
     evaluate(*data, "--tasks", "detection", "--output", ours, "--beside", head)
     results = json.loads((ours / "results.json").read_text())

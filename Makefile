@@ -14,10 +14,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/au-llava demo
 
 # A process for each core, up to eight, and one thread in each: the models are tiny.
-TEST := pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m $(TEST)
+	OMP_NUM_THREADS=1 $(RUN) -m $(PYTEST)
 
 # The tests with the lowest versions that pyproject.toml allows, and with the newest ones. About 5 GB; minutes to install.
 FLOOR_TORCH ?= torch==2.9.*
@@ -38,11 +38,11 @@ test-matrix:
 	$(PYTHON) -c "$$FLOORS" > .matrix/floors.txt
 	.matrix/floor/bin/pip install --quiet "$(FLOOR_TORCH)"
 	.matrix/floor/bin/pip install --quiet --constraint .matrix/floors.txt --editable ".[dev]"
-	OMP_NUM_THREADS=1 .matrix/floor/bin/python -m $(TEST)
+	OMP_NUM_THREADS=1 .matrix/floor/bin/python -m $(PYTEST)
 	$(PYTHON) -m venv .matrix/newest
 	.matrix/newest/bin/pip install --quiet --upgrade "$(NEWEST_TORCH)"
 	.matrix/newest/bin/pip install --quiet --upgrade --editable ".[dev]"
-	OMP_NUM_THREADS=1 .matrix/newest/bin/python -m $(TEST)
+	OMP_NUM_THREADS=1 .matrix/newest/bin/python -m $(PYTEST)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

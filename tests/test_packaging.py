@@ -80,6 +80,12 @@ def test_the_readme_names_the_make_targets(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_a_make_variable_has_one_meaning():
+    names = re.findall(r"^(?:define )?([A-Z]+)(?: *[:?]?=|$)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "RUNS" in names and "FLOORS" in names
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
 def test_the_tree_stays_small():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

@@ -25,7 +25,7 @@ from au_llava.page import (
     show_photo,
     show_video,
 )
-from au_llava.photos import load_pipeline, questions
+from au_llava.photos import check_detector, load_pipeline, questions
 
 
 KEPT = 15 * 60  # seconds that an uploaded file may lie on the server
@@ -160,4 +160,5 @@ def launch(pipe, detector: str = "auto", **settings):
 
 
 if __name__ == "__main__":
-    launch(load_pipeline(os.environ.get("MODEL")))  # a Space has settings, no command line
+    # A Space has settings, no command line.
+    launch(load_pipeline(os.environ.get("MODEL")), check_detector("auto"))

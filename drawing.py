@@ -62,8 +62,9 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     """A bar for each Action Unit of one face.
 
     The bar is the expected value, on a scale of the task's whole range; for `detection` that is the probability that
-    the unit is present, and a line stands at the threshold from which it is called so, where the result tells it. The
-    text at its end is the model's answer. Units whose answer is 0 have grey bars.
+    the unit is present, and a line stands at the threshold from which it is called so, where the result tells it.
+    Where it tells the interval in which the truth lies nine times in ten, a line with two ends spans it. The text at
+    a bar's end is the model's answer. Units whose answer is 0 have grey bars.
 
     Args:
         action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result.
@@ -91,6 +92,8 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     meaning = "probability that it is present" if len(chosen.values) == 2 else "mean of the model's distribution"
     if any("threshold" in unit for unit in action_units.values()):
         meaning += "; line: its threshold"
+    if any("interval" in unit for unit in action_units.values()):
+        meaning += "; line: where 9 of 10 true values lie"
     draw.text((pad, pad + 1.5 * size), _fit(f"bar: {meaning}; text: the answer", plain, width - 2 * pad), PALE, plain)
 
     code_width = max(bold.getlength(code) for code in action_units) + size
@@ -119,6 +122,11 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
         if "threshold" in unit:
             limit, beyond = across(unit["threshold"]), row * 0.4
             draw.line([limit, middle - beyond, limit, middle + beyond], INK, max(1, size // 8))
+        if "interval" in unit:
+            ends, cap = [across(end) for end in unit["interval"]], row * 0.18
+            caps = ([end, middle - cap, end, middle + cap] for end in ends)
+            for line in ([ends[0], middle, ends[1], middle], *caps):
+                draw.line(line, INK, max(1, size // 10))
         text = answer_text(unit, task)
         draw.text((right, middle), text, INK if active else PALE, bold if active else plain, anchor="lm")
     return image

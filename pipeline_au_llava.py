@@ -51,7 +51,8 @@ class FacialActionUnitPipeline(Pipeline):
     Returns:
         For one photograph a list of faces, largest first, each `{"box": [x0, y0, x1, y1] in pixels or None, "score": 0
         to 1 or None, "task": ..., "action_units": {"AU12": {"name", "value", "probability", "expected_value"}, ...}}`,
-        for `detection` also with the `"threshold"` from which on a unit is called present.
+        for `detection` also with the `"threshold"` from which on a unit is called present, for the others, where the
+        checkpoint is calibrated, with the `"interval"`, `[low, high]`, in which the truth lies nine times in ten.
         With `return_evidence` each Action Unit also has `"evidence"`, 16 rows of 16 numbers that sum to 1 (or to 0,
         where no place mattered): what share of the answer rests on each patch of the face crop.
         For many, a list of those; the entry of a photograph that could not be read is `{"error": "..."}` instead.

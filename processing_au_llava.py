@@ -1,6 +1,7 @@
 """AuLlavaProcessor: an image and a task become tensors, and answers become named numbers again."""
 
 from dataclasses import replace
+from math import isnan
 from os.path import dirname
 
 import torch
@@ -261,16 +262,19 @@ class AuLlavaProcessor(LlavaProcessor):
             `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task; a
             real number in that range where the decision was `"mean"`); `probability` (0 to 1) of that value, or of the
             nearest one allowed; `expected_value`, the mean over the task's values, which for `detection` is the
-            probability that the unit is present; and, for `detection` alone, the `threshold` (0 to 1) at which it is
-            called so. All JSON-serialisable.
+            probability that the unit is present; for `detection` alone the `threshold` (0 to 1) at which it is called
+            so; and for the others, where a calibration tells it, the `interval`, `[low, high]` in the task's range, in
+            which the truth lies nine times in ten. All JSON-serialisable.
         """
         chosen, units = get_task(task), select(action_units, task)
+        fitted = self.calibration.get(task, {}) if calibrated and recognition.decision == "mode" else {}
         if calibrated:
             recognition = self.calibrate(recognition, task, units)
-        fitted = self.calibration.get(task, {}) if calibrated and recognition.decision == "mode" else {}
-        limits = dict.fromkeys((unit.code for unit in units), 0.5) | fitted.get("thresholds", {})
+        codes = [unit.code for unit in units]
+        limits = dict.fromkeys(codes, 0.5) | fitted.get("thresholds", {})
         called = len(chosen.values) == 2 and recognition.decision != "mean"
-        columns = (recognition.values, recognition.probabilities, recognition.expected_values)
+        intervals = recognition.intervals(fitted, codes, torch.tensor(chosen.values))
+        columns = (recognition.values, recognition.probabilities, recognition.expected_values, intervals)
         return [
             {
                 unit.code: {
@@ -279,8 +283,9 @@ class AuLlavaProcessor(LlavaProcessor):
                     "probability": round(probability, 6),
                     "expected_value": round(expected, 6),
                     **({"threshold": round(limits[unit.code], 6)} if called else {}),
+                    **({} if isnan(ends[0]) else {"interval": [chosen.number(end) for end in ends]}),
                 }
-                for unit, value, probability, expected in zip(units, *rows, strict=True)
+                for unit, value, probability, expected, ends in zip(units, *rows, strict=True)
             }
             for rows in zip(*(column.tolist() for column in columns), strict=True)
         ]

@@ -112,6 +112,24 @@ class Recognition:
         )
         return moved.decide(fitted.get("decision", "mode") if self.decision == "mode" else self.decision, allowed)
 
+    def intervals(self, fitted: dict, names: list[str], allowed: torch.Tensor) -> torch.Tensor:
+        """Where the true numbers lie nine times in ten, as far as people apart from those asked about tell.
+
+        Args:
+            fitted (`dict`): What [`calibrated`] has applied. Its `margins` say by name `[lowest, more]`: how far at
+                most the truth lies from the task's lowest value where that is answered, and from any other answer.
+            names (`list[str]`): What the columns are called there.
+            allowed (`torch.Tensor` of shape `(values,)`): The task's values, in rising order.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, count, 2)`: Lower and upper ends, inside the task's range, on the CPU; NaN
+            where a name has no margin.
+        """
+        unknown, values = (float("nan"), float("nan")), self.values.cpu()
+        margins = torch.tensor([fitted.get("margins", {}).get(name, unknown) for name in names], dtype=values.dtype)
+        reach = torch.where(values > allowed[0], margins[:, 1], margins[:, 0])
+        return torch.stack([values - reach, values + reach], -1).clamp(float(allowed[0]), float(allowed[-1]))
+
     def both_sides(self, grammar: AnswerGrammar) -> "Recognition":
         """Join the answers about pictures with those about their mirror images.
 

@@ -35,6 +35,8 @@ def entry(row: dict, question: Question, thresholds: dict[str, float] | None = N
         answers[unit.code] = {"name": unit.name, "value": row[key], "expected_value": row[f"{key}_expected"]}
         if thresholds is not None:
             answers[unit.code]["threshold"] = thresholds.get(unit.code, 0.5)
+        if f"{key}_low" in row:
+            answers[unit.code]["interval"] = [row[f"{key}_low"], row[f"{key}_high"]]
     return {"id": row["face"], "task": task, "box": None if None in box else box, "action_units": answers}
 
 

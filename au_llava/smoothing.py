@@ -10,7 +10,7 @@ from .photos import Question
 
 
 def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Iterator[dict]:
-    """Rows with each answer, probability and expected value of a video's face replaced by its median over time.
+    """Rows with each answer and all that goes with it of a video's face replaced by its median over time.
 
     The median is taken over the frames of the same face from half a window before to half a window after, by their
     times and not by their count, so that a variable frame rate does no harm. A median drops what lasts less than half
@@ -31,7 +31,7 @@ def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Ite
     >>> [row[key] for row in smoothed(rows, [("detection", select("AU1"))], 0.2)]
     [0.1, 0.1, 0.1, 0.8, 0.8, 0.8, 0.8]
     """
-    kinds = ("", "_probability", "_expected")
+    kinds = ("", "_probability", "_expected", "_low", "_high")
     keys = [f"{unit.code}_{task}{kind}" for task, units in asked for unit in units for kind in kinds]
     for _, group in groupby(rows, lambda row: row["file"]):
         yield from _of_one_file(group, keys, seconds / 2 + 1e-6)

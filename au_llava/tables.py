@@ -15,6 +15,7 @@ from .photos import Photo, Question
 
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+HELD = "it held nine of ten of the people the model was calibrated on; empty where it was on none"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ _PLACE = (
 
 
 def columns(asked: list[Question]) -> list[Column]:
-    """The output's columns: place and status of the face, then three for each task and Action Unit."""
+    """The output's columns: place and status of the face, then three or five for each task and Action Unit."""
     chosen = list(_PLACE)
     for task, units in asked:
         low, high = get_task(task).texts[0], get_task(task).texts[-1]
@@ -64,6 +65,17 @@ def columns(asked: list[Question]) -> list[Column]:
                 _own(f"{key}_probability", "float64", "probability", "0 to 1", f"Of the model's answer: {about}"),
                 _own(f"{key}_expected", "float64", scale, f"{low} to {high}", mean),
             ]
+            if len(get_task(task).values) > 2:
+                chosen += [
+                    _own(
+                        f"{key}_{end}",
+                        type,
+                        scale,
+                        f"{low} to {high}",
+                        f"{which} end of its interval: {about}; {HELD}",
+                    )
+                    for end, which in (("low", "Lower"), ("high", "Upper"))
+                ]
     return chosen
 
 
@@ -124,6 +136,7 @@ def row(entries: Iterable[dict], face: int) -> dict:
             key = f"{code}_{entry['task']}"
             values |= {key: unit["value"], f"{key}_probability": unit["probability"]}
             values[f"{key}_expected"] = unit["expected_value"]
+            values |= zip((f"{key}_low", f"{key}_high"), unit.get("interval", ()), strict=False)
     return values
 
 

@@ -3,8 +3,8 @@
 All is fitted on the validation split and nothing else, and is stored with the model's processor, for each task with
 `fitted_on`, the data set, protocol and test fold whose validation people were used; [`Recognition.calibrated`] applies
 it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1,
-"decision": "median"}, "intensity": {"temperature": 0.6, "temperatures": {"FEAFA1": 0.6, ...}, "lines": {"FEAFA1":
-[0.1, 1.2], ...}}}`.
+"decision": "median", "margins": {"AU1": [0, 1], ...}}, "intensity": {"temperature": 0.6, "temperatures": {"FEAFA1":
+0.6, ...}, "lines": {"FEAFA1": [0.1, 1.2], ...}, "margins": {"FEAFA1": [0.08, 0.21], ...}}}`.
 
 - A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler.
 - A threshold on the probability of presence, for each Action Unit, with the best F1: the mean over resampled pictures,
@@ -13,9 +13,12 @@ it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "inte
   probable value, whichever has it: the distributions of some models are no more than two points.
 - Of one whose values have several digits, a line for each Action Unit from the expected value to the value: of all
   digits after the first the model tells only those that follow its own choice, so that its median says little.
+- Of levels and intensities, for each Action Unit how far the label lay from the answer nine times in ten, by itself
+  for the lowest answer and for all others (split conformal prediction; Vovk, Gammerman and Shafer, 2005).
 """
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +41,7 @@ BINS, RESAMPLES = 15, 200
 # Lines that are tried: slopes, and shares of the validation pictures that are to come out as the lowest value.
 SLOPES = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4, 1.6, 2, 2.5])
 SHARES = np.linspace(0, 0.975, 40)
+HELD = 0.9  # of the labels are to lie in their intervals
 
 
 def fit(answers: dict[str, Answers]) -> dict[str, dict]:
@@ -77,6 +81,8 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
                 for column, unit in enumerate(answer.action_units)
                 if (answer.labels[:, column] > 0).any()
             }
+        if not is_detection(task):
+            fitted[task]["margins"] = fit_margins(apply(answer, fitted[task]))
     return fitted
 
 
@@ -162,6 +168,34 @@ def fit_line(labels: np.ndarray, expected: np.ndarray) -> list[float]:
     scores = bootstrap.intensity_scores(moments)
     zero, slope = lines[(scores["mae"] / labels.mean() - scores["icc31"]).argmin()]
     return [round(float(zero), 6), float(slope)]
+
+
+def fit_margins(answers: Answers) -> dict[str, list[float]]:
+    """How far labels lie from the lowest answer, and from all others, nine times in ten, in the task's range.
+
+    Of n errors it is the k-th smallest, k being nine tenths of n + 1, rounded up: so many keep the promise for one
+    face more. Where there are fewer than nine, nothing but the whole range does.
+
+    Args:
+        answers ([`Answers`]): Calibrated, about people who are not trained on.
+
+    Returns:
+        `dict`: By unit, where any label is known.
+    """
+    lowest, highest = get_task(answers.task).values[0], get_task(answers.task).values[-1]
+    margins = {}
+    for column, unit in enumerate(answers.action_units):
+        labels, values = answers.labels[:, column], answers.values[:, column]
+        seen = ~np.isnan(labels)
+        errors = np.abs(labels - values)
+        kinds = (np.sort(errors[seen & (values == lowest)]), np.sort(errors[seen & (values > lowest)]))
+        ranks = [math.ceil(HELD * (len(kind) + 1)) for kind in kinds]
+        if seen.any():
+            margins[unit] = [
+                round(float(kind[rank - 1]), 6) if rank <= len(kind) else highest - lowest
+                for kind, rank in zip(kinds, ranks, strict=True)
+            ]
+    return margins
 
 
 def apply(answers: Answers, fitted: dict) -> Answers:
@@ -276,11 +310,44 @@ def reliability(answers: Answers) -> dict:
     return {"ece": float(ece), "brier": brier, "bins": bins}
 
 
+def coverage(answers: Answers, fitted: dict[int, dict]) -> dict[str, dict] | None:
+    """How often intervals hold the label, and how wide they are, over all Action Units together.
+
+    Args:
+        answers ([`Answers`]): Calibrated.
+        fitted (`dict[int, dict]`): By test fold, what they were calibrated by.
+
+    Returns:
+        `dict`: For `lowest` answers and `more`: `holds`, 0 to 1, the share of labels that lie in their intervals;
+        `width`, in the task's unit, the mean distance of an interval's ends; `answers`, how many there are. None for
+        a calibration without margins.
+    """
+    allowed = torch.tensor(get_task(answers.task).values, dtype=torch.float64)
+    ends = np.full((*answers.labels.shape, 2), np.nan)
+    for fold, own in fitted.items():
+        rows = answers.folds == fold
+        ends[rows] = as_recognition(answers.take(rows)).intervals(own, answers.action_units, allowed).numpy()
+    low, high = ends[..., 0], ends[..., 1]
+    known = ~np.isnan(answers.labels) & ~np.isnan(low)
+    if not known.any():
+        return None
+    holds = (answers.labels >= low - 1e-6) & (answers.labels <= high + 1e-6)
+    found = {}
+    for name, kind in (("lowest", answers.values == float(allowed[0])), ("more", answers.values > float(allowed[0]))):
+        chosen = known & kind
+        found[name] = {
+            "holds": float(bootstrap.mean_over(holds[chosen])),
+            "width": float(bootstrap.mean_over((high - low)[chosen])),
+            "answers": int(chosen.sum()),
+        }
+    return found
+
+
 def store(fitted: dict, folder: str | Path) -> Path:
     """Write a calibration into `processor_config.json` of a model's folder, in place of older ones of the same tasks.
 
-    Lines and temperatures of other units stay, too: a task may be fitted on several lists of units, one after the
-    other.
+    Lines, temperatures and margins of other units stay, too: a task may be fitted on several lists of units, one after
+    the other.
 
     Raises:
         FileNotFoundError: The folder has no processor.
@@ -293,7 +360,7 @@ def store(fitted: dict, folder: str | Path) -> Path:
     for task, own in fitted.items():
         before = known.get(task, {})
         known[task] = own | {
-            name: before.get(name, {}) | own[name] for name in ("lines", "temperatures") if name in own
+            name: before.get(name, {}) | own[name] for name in ("lines", "temperatures", "margins") if name in own
         }
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(settings | {"calibration": known}, indent=2) + "\n")

@@ -11,7 +11,7 @@ from .calibration import fitted_to
 from .compare import COMPARED
 from .data import RENDERED
 from .scores import MODEL, answered_row, is_detection
-from .table import NAMES, known_errors, number, published, remarks, verdicts, with_interval
+from .table import NAMES, interval_cells, known_errors, number, published, remarks, verdicts, with_interval
 
 
 def update_card(results: dict, readme: str | Path) -> Path:
@@ -129,7 +129,16 @@ def _calibration(tasks: dict) -> list[str]:
         return []
     words = "Temperatures, thresholds, and how values follow. ECE is of the probability beside each answer."
     head = ["", "fitted to", "temperature", "ECE", "Brier score"]
-    return ["", "### Calibration", "", words, "", *_table(head, rows)]
+    held = [[f"`{task}`", *interval_cells(result)] for task, result in tasks.items() if _has_intervals(result)]
+    if held:
+        about = ["", "Intervals beside answers, fitted to hold nine of ten labels of validation people:", ""]
+        ends = ["of the lowest answer: labels held", "mean width", "of all other answers: labels held", "mean width"]
+        held = [*about, *_table(["", *ends], held)]
+    return ["", "### Calibration", "", words, "", *_table(head, rows), *held]
+
+
+def _has_intervals(result: dict) -> bool:
+    return result["calibration"]["intervals"] is not None
 
 
 def _groups(tasks: dict) -> list[str]:

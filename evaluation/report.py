@@ -10,7 +10,7 @@ from .answers import Answers
 from .calibration import fitted_to
 from .data import EvaluationSet
 from .scores import CALIBRATED, MODEL, is_detection
-from .table import HEADLINES, NAMES, number, remarks, verdicts, with_interval
+from .table import HEADLINES, NAMES, interval_cells, number, remarks, verdicts, with_interval
 
 
 _HEAD = """<!doctype html>
@@ -205,8 +205,22 @@ def _calibration(task: str, result: dict) -> str:
         f"<h3>Calibration</h3><p class=note>{note}</p>"
         + _table([f"probability of {what}", "ECE", "Brier score"], lines)
         + (_thresholds(result, fitted) if fitted and is_detection(task) else "")
+        + (_intervals(result) if found["intervals"] else "")
         + _figure(pictures.reliability_diagram(found), f"Reliability of the probability of {what}.")
     )
+
+
+def _intervals(result: dict) -> str:
+    """How often the interval beside an answer holds the label."""
+    cells = interval_cells(result)
+    counts = [str(result["calibration"]["intervals"][kind]["answers"]) for kind in ("lowest", "more")]
+    lines = [
+        ([name, count, *own], False)
+        for name, count, own in zip(("the lowest", "any other"), counts, (cells[:2], cells[2:]), strict=True)
+    ]
+    head = ["answer", "answers", "labels in the interval", "mean width"]
+    note = "Intervals were fitted to hold nine of ten labels of validation people, for each Action Unit by itself."
+    return f"<p class=note>{note}</p>{_table(head, lines)}"
 
 
 def _thresholds(result: dict, fitted: dict[str, dict]) -> str:

@@ -13,7 +13,7 @@ import transformers
 from au_llava import __version__
 
 from .answers import Answers
-from .calibration import apply_folds, own_people, reliability
+from .calibration import apply_folds, coverage, own_people, reliability
 from .compare import compare_task, same_pictures
 from .data import PROTOCOLS
 from .published import PUBLISHED
@@ -35,7 +35,7 @@ def summarise(
         settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `models`.
         command (`str`): The command lines that repeat it.
         calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]; adds a row, and reliability after
-            calibration.
+            calibration and how often intervals hold the label.
         beside (`dict`, *optional*): By name, other models' answers about the same pictures, and their calibrations: a
             row for each, and a comparison with ours, like with like.
         resamples (`int`): Of people, for the intervals.
@@ -64,6 +64,7 @@ def summarise(
                 "fitted": {str(fold): values for fold, values in fitted.items()},
                 "before": reliability(raw),
                 "after": reliability(calibrated) if calibrated else None,
+                "intervals": coverage(calibrated, fitted) if calibrated else None,
             },
         }
     return {

@@ -110,6 +110,17 @@ def remarks(row: dict) -> list[str]:
     ]
 
 
+def interval_cells(result: dict) -> list[str]:
+    """Of the intervals beside answers, for the lowest answer and then for all others: the share of labels that they
+    hold, and their mean width.
+
+    Args:
+        result (`dict`): A task's entry of `results.json`, with intervals.
+    """
+    found = result["calibration"]["intervals"]
+    return [number(found[kind][name]) for kind in ("lowest", "more") for name in ("holds", "width")]
+
+
 def verdicts(result: dict) -> list[str]:
     """Which of our rows and the rows of other models is better, in words, one line for each pair.
 

@@ -160,6 +160,20 @@ def test_raw_answers_are_those_before_calibration(pipe, pair, monkeypatch):
     assert re.findall(r"<code>(.*?)</code>", html) == before and "1" in before[0]
 
 
+def test_intervals_stand_in_place_of_probabilities(pipe, pair, monkeypatch):
+    asked = questions(["intensity", "intensity_level"], "AU6,AU12")
+    margins = {"intensity": {"margins": {"AU12": [0.13, 0.13]}}}
+    monkeypatch.setattr(pipe.processor, "calibration", margins)
+    html = show_photo(pipe, pair, asked, "cascade")
+    cells, faces = rows_of(html), pipe(pair, task="intensity", action_units="AU12", detector="cascade")
+    low, high = faces[0]["action_units"]["AU12"]["interval"]
+    assert [cell[-1] for cell in cells[:2]] == ["", f"{low:.2f}–{high:.2f}"] and high - low >= 0.13
+    assert f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%">' in html
+    assert html.count("nine times in ten") == html.count("prob.: probability") == len(faces)
+    row, _ = csv.DictReader(io.StringIO(downloads(html)["two people.csv"].decode()))
+    assert float(row["AU12_intensity_low"]) == low and row["AU6_intensity_low"] == ""
+
+
 def test_what_is_wrong_is_told_in_words_and_without_folders(pipe, pair, tmp_path, clip, monkeypatch):
     asked = questions(["detection"], "AU12")
     for name in ("text.png", "huge.jpg", "text.mp4", "huge.mp4"):

@@ -9,6 +9,7 @@ from au_llava.drawing import (
     ACTIVE,
     FACE_COLOURS,
     INACTIVE,
+    INK,
     TRACK,
     answer_text,
     draw_bars,
@@ -68,6 +69,16 @@ def test_a_line_stands_where_a_unit_is_called_present():
         changed = (np.asarray(image) != plain).any(-1)[:, left : right + 1]
         (columns,) = np.flatnonzero(changed.sum(0) > 12 * 5).reshape(1, -1)
         assert len(columns) and np.allclose(columns / (right - left), limit, atol=0.01)
+
+
+def test_a_line_with_two_ends_spans_the_interval():
+    units = face("intensity", [0.4])["action_units"]
+    plain = np.asarray(draw_bars(units, "intensity"))
+    left, right = np.flatnonzero((pixels(plain, ACTIVE) | pixels(plain, TRACK)).sum(0) > 12 * 5)[[0, -1]]
+    image = draw_bars({code: unit | {"interval": [0.25, 0.75]} for code, unit in units.items()}, "intensity")
+    changed = pixels(np.asarray(image), INK) & ~pixels(plain, INK)
+    columns = np.flatnonzero(changed[:, left : right + 1].sum(0) >= len(units)) / (right - left)
+    assert np.allclose([columns.min(), columns.max()], [0.25, 0.75], atol=0.01)
 
 
 def test_answers_read_as_people_write_them():

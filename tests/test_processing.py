@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, ConvNextImageProcessorPil, SiglipImageProcessorPil
 
 from au_llava import AuLlavaProcessor
-from au_llava.action_units import TASKS, ActionUnit, describe, select, write_answer
+from au_llava.action_units import TASKS, ActionUnit, describe, get_task, select, write_answer
 from au_llava.recognition_au_llava import Recognition
 
 
@@ -172,6 +172,33 @@ def test_calibration_moves_probabilities_and_thresholds_and_is_stored(processor,
     assert [unit["value"] for unit in plain.values()] == [1, 1]
     assert [unit["threshold"] for unit in plain.values()] == [0.5, 0.5]
     assert own.read(recognition, "intensity", "FEAFA1,FEAFA2")[0]["FEAFA1"]["probability"] == pytest.approx(0.8)
+
+
+def test_intervals_lie_around_answers_where_a_calibration_tells_them(processor, monkeypatch):
+    fitted = {"temperature": 1.0, "margins": {"AU1": [0.06, 0.2], "AU4": [0.1, 0.25]}}
+    monkeypatch.setattr(processor, "calibration", {"intensity": fitted})
+    grid = torch.tensor(get_task("intensity").values)
+    values = torch.tensor([[0.0, 0.5, 0.9], [0.3, 0.5, 0.0]])
+    recognition = Recognition(
+        sequences=torch.zeros(2, 1, dtype=torch.long), values=values, probabilities=values, expected_values=values,
+        distributions=(grid == values[..., None]).float(), forwards=1,
+    )  # fmt: skip
+
+    def told(recognition, **how):
+        faces = processor.read(recognition, "intensity", "AU1,AU2,AU4", **how)
+        return [[unit.get("interval") for unit in face.values()] for face in faces]
+
+    assert told(recognition) == [[[0.0, 0.06], None, [0.65, 1.0]], [[0.1, 0.5], None, [0.0, 0.1]]]
+    nothing = [[None] * 3] * 2
+    assert told(recognition, calibrated=False) == nothing
+    assert told(recognition.decide("median", grid)) == nothing, "they were fitted to other answers"
+    monkeypatch.setattr(
+        processor, "calibration", {"intensity_level": {"decision": "median", "margins": {"AU1": [1, 2]}}}
+    )
+    levels = torch.tensor(get_task("intensity_level").values)
+    recognition.values, recognition.distributions = torch.full((1, 1), 4.0), (levels == 4.0).float().view(1, 1, 6)
+    (face,) = processor.read(recognition, "intensity_level", "AU1")
+    assert face["AU1"]["interval"] == [2, 5] and isinstance(face["AU1"]["interval"][0], int)
 
 
 def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):

@@ -154,6 +154,33 @@ def test_thresholds_never_see_test_data(tmp_path):
     assert f"{MODEL}, calibrated" in results["tasks"]["detection"]["rows"]
 
 
+def test_margins_hold_nine_of_ten_errors():
+    answers = make_answers("intensity_level", split="validation").take(slice(0, 29))
+    answers.labels[:], answers.values[:] = 1, 3
+    answers.values[:19, 0], answers.labels[:19, 0] = 0, [0] * 17 + [1, 4]  # the 18th of 19 errors, the whole of 10
+    answers.labels[19:, 0] = [3] * 8 + [2, 1]
+    answers.labels[:21, 1] = np.nan  # eight are left: too few to promise anything
+    answers.labels[:, 2] = np.nan
+    margins = calibration.fit_margins(answers)
+    assert margins == {"AU1": [1, 2], "AU2": [5, 5]}
+
+
+@pytest.mark.parametrize("task", ["intensity_level", "intensity"])
+def test_intervals_hold_nine_of_ten_labels_of_other_people(task):
+    fitted = calibration.fit({task: make_answers(task, split="validation", people=60, seed=1)})[task]
+    found = summarise({task: make_answers(task, people=60)}, SETTINGS, "c", {0: {task: fitted}}, resamples=2)
+    told = found["tasks"][task]["calibration"]["intervals"]
+    known = ~np.isnan(make_answers(task, people=60).labels)
+    assert told["lowest"]["answers"] + told["more"]["answers"] == known.sum()
+    whole = TASKS[task].values[-1]
+    assert all(0.86 < kind["holds"] and 0 < kind["width"] < 0.9 * whole for kind in told.values())
+    unlike = make_answers(task, people=60, noise=3)  # a model that is worse at these faces
+    told = calibration.coverage(calibration.apply(unlike, fitted), {0: fitted})
+    assert told["more"]["holds"] < 0.75
+    del fitted["margins"]
+    assert calibration.coverage(unlike, {0: fitted}) is None
+
+
 def test_a_calibration_of_another_fold_is_refused():
     fitted = calibration.fit({"detection": make_answers(split="validation", folds=(1,))})["detection"]
     fitted["fitted_on"] = {"dataset": "disfa", "protocol": "standard", "fold": 1}

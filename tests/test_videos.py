@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import os
 import shutil
 import signal
@@ -154,7 +155,7 @@ def test_answers_are_smoothed_over_time_only_when_asked(clip, folder):
     assert recognize(folder, clip, *question, "--output", "raw.csv") == 0
     assert recognize(folder, clip, *question, "--output", "smooth.csv", "--smooth", "0.4") == 0
     raw, smooth = read("raw.csv"), read("smooth.csv")
-    keys = [key for key in raw[0] if key.startswith("AU")]
+    keys = [key for key in raw[0] if key.startswith("AU") and not key.endswith(("_low", "_high"))]
     series = np.array([[float(row[key]) for key in keys] for row in raw])
     for place, row in enumerate(smooth):
         window = np.sort(series[max(0, place - 2) : place + 3], axis=0)
@@ -253,6 +254,30 @@ def test_a_film_s_bars_show_thresholds(clip, folder, monkeypatch):
     assert recognize(folder, clip, *question) == recognize(folder, clip, *question, "--task", "intensity_level") == 0
     limits = [[unit.get("threshold") for unit in face["action_units"].values()] for face in shown]
     assert limits == [[0.25, 0.5]] * 3 + [[None, None]] * 3
+
+
+def test_intervals_go_with_a_video_s_answers(clip, folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(films, "_panel", lambda faces, *size: shown.extend(faces) or _panel(faces, *size))
+    load = photos.load_pipeline
+
+    def calibrated(*arguments):
+        pipe = load(*arguments)
+        pipe.processor.calibration = {"intensity_level": {"margins": {"AU1": [1, 2]}}}
+        return pipe
+
+    monkeypatch.setattr("au_llava.recognize.load_pipeline", calibrated)
+    question = ("--action-units", "AU1,AU12", "--fps", "2", "--task", "intensity_level", "--smooth", "1")
+    assert recognize(folder, clip, *question, "--output", "t.jsonl", "--overlay", "drawn") == 0
+    lines = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
+    for line in lines:
+        value = line["AU1_intensity_level"]
+        ends = [max(value - 2, 0), min(value + 2, 5)] if value else [0, 1]
+        assert [line["AU1_intensity_level_low"], line["AU1_intensity_level_high"]] == ends
+        assert line["AU12_intensity_level_low"] is line["AU12_intensity_level_high"] is None
+    drawn = [[unit.get("interval") for unit in face["action_units"].values()] for face in shown]
+    ends = [[line[f"AU1_intensity_level_{end}"] for end in ("low", "high")] for line in lines]
+    assert lines and drawn == [[own, None] for own in ends]
 
 
 def test_where_ffmpeg_fails_the_film_is_silent(clip, folder, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
     python evaluate_au.py --model . --dataset synthetic --data_dir data/synthetic --calibrate --output runs/evaluation
     python evaluate_au.py --model runs/bp4d_{fold} --dataset bp4d --data_dir data/bp4d --output runs/bp4d
+    python evaluate_au.py --model runs/mine --dataset csv --data_dir "labels.csv?task=detection" --output runs/scores
     python evaluate_au.py --predictions runs/evaluation --output runs/scored_again
     python evaluate_au.py --compare runs/evaluation runs/other --output runs/comparison
 
@@ -15,13 +16,25 @@ import shlex
 import sys
 from pathlib import Path
 
+from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
 from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
-from evaluation.data import FOLDS, HELD_OUT, PROTOCOLS, QUESTIONS, RENDERED, SAMPLE, has_folds, read_set
+from evaluation.data import (
+    FOLDS,
+    HELD_OUT,
+    OWN,
+    QUESTIONS,
+    RENDERED,
+    SAMPLE,
+    has_folds,
+    is_own,
+    protocol_in_words,
+    read_set,
+)
 from evaluation.formats import check_formats
 from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
@@ -40,8 +53,10 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--predictions", help="score these stored predictions; needs no model")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two folders of stored predictions")
     parser.add_argument("--output", required=True, help="folder for predictions, results and report")
-    parser.add_argument("--dataset", choices=QUESTIONS, help="synthetic by default; with --predictions, theirs")
-    parser.add_argument("--data_dir", help="folder of prepared Parquet shards; the committed sample for synthetic")
+    known = "synthetic by default; with --predictions, theirs"
+    parser.add_argument("--dataset", choices=[*QUESTIONS, OWN], help=known)
+    where = "folder of prepared Parquet shards, the committed sample for synthetic; a csv and its options for csv"
+    parser.add_argument("--data_dir", help=where)
     parser.add_argument(
         "--validation_dir", help="folder of the split validation for --calibrate; --data_dir by default"
     )
@@ -84,7 +99,7 @@ def arguments() -> argparse.Namespace:
     args.fold = FOLDS[args.fold]
     if args.predictions:  # about what they were made for
         origin = read_origin(args.predictions)
-        if args.dataset not in (None, origin["dataset"]):
+        if args.dataset not in (None, origin["dataset"].partition(":")[0]):
             parser.error(f"{args.predictions} holds predictions about {origin['dataset']}, not {args.dataset}")
         known = ("dataset", "protocol", "split", "readout")
         vars(args).update({name: origin[name] for name in known if name in origin})
@@ -99,7 +114,8 @@ def arguments() -> argparse.Namespace:
         )
     if args.model and not args.data_dir:
         if args.dataset not in RENDERED:
-            parser.error(f"--dataset {args.dataset} needs --data_dir, the folder of its prepared crops")
+            what = "your csv and its options" if is_own(args.dataset) else "the folder of its prepared crops"
+            parser.error(f"--dataset {args.dataset} needs --data_dir, {what}")
         args.data_dir = str(SAMPLE)
     return args
 
@@ -111,7 +127,8 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
     if args.dataset not in RENDERED:  # these come with a split of their own
         for fold in set(apart.folds):
             people = {who for who, own in zip(apart.subjects, apart.folds, strict=True) if own == fold}
-            check_held_out(of_fold(args.model, fold), args.dataset, people)
+            trained_as = CsvLabels.DATASET if is_own(args.dataset) else args.dataset
+            check_held_out(of_fold(args.model, fold), trained_as, people)
     stored = predict(apart, args.model, Path(args.output, "validation"), *how)
     if processes().is_main_process:
         for fold, fitted in calibration.fit_folds(stored).items():
@@ -162,7 +179,7 @@ def main() -> None:
         comparison = compare(*(read_answers(folder, args.decision) for folder in args.compare), args.resamples)
         write_json(comparison, args.output, "comparison.json")
         about = read_origin(args.compare[0])
-        print(f"{comparison_table(comparison)}\n\nProtocol: {PROTOCOLS[about['dataset'], about['protocol']]}.")
+        print(f"{comparison_table(comparison)}\n\nProtocol: {protocol_in_words(about['dataset'], about['protocol'])}.")
         return
     how = (args.batch_size, args.dtype, args.tasks, args.readout, args.mirror)
     if args.calibrate:
@@ -170,6 +187,7 @@ def main() -> None:
     evaluation_set = None
     if args.data_dir:
         evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
+        args.dataset = evaluation_set.name
     stored = args.predictions
     if args.model:
         stored = predict(evaluation_set, args.model, args.output, *how)

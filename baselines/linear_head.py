@@ -34,7 +34,7 @@ from au_llava.action_units import get_task, other_sides, select
 from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from evaluation.answers import STAMP
-from evaluation.data import FOLDS, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
+from evaluation.data import FOLDS, OWN, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
 from evaluation.scores import is_detection
 
@@ -129,7 +129,7 @@ def tables(
     for task, own in heads.items():
         predicted, grid = predict(task, own, features), np.array(get_task(task).values)
         if mirrored is not None:
-            places = other_sides(select(pictures.action_units(task)))
+            places = other_sides(select(pictures.units[task]))
             predicted = (predicted + predict(task, own, mirrored)[:, places]) / 2
         distributions = answer(task, predicted)
         chosen, rows = distributions.argmax(-1), list(range(len(pictures)))
@@ -141,10 +141,12 @@ def tables(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the AU-LLaVA whose encoder is used; {fold} as in evaluate_au")
-    parser.add_argument("--dataset", choices=QUESTIONS, default="synthetic")
+    parser.add_argument("--dataset", choices=[*QUESTIONS, OWN], default="synthetic")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
     parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
-    parser.add_argument("--data_dir", default=str(SAMPLE), help="the shards with the split train, or prepared crops")
+    parser.add_argument(
+        "--data_dir", default=str(SAMPLE), help="the shards with the split train, prepared crops, or a csv"
+    )
     parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
     parser.add_argument("--limit", type=int, help="training pictures; as many as AU-LLaVA saw, to be fair")
     parser.add_argument("--compute", type=float, help="operations for which encoder and heads go on learning first")

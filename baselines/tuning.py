@@ -26,7 +26,7 @@ def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Gen
     """Some pictures, changed at random, and the labels that belong to them, `(rows, units of all tasks)`."""
     change, images, labels = Augmentation(flip=0), [], []
     for row, image in zip(rows, pictures.pictures(rows), strict=True):
-        known = {task: dict(zip(pictures.action_units(task), values[row], strict=True))
+        known = {task: dict(zip(pictures.units[task], values[row], strict=True))
                  for task, values in pictures.labels.items()}  # fmt: skip
         if generator.random() < 0.5:
             image = ImageOps.mirror(image)

@@ -346,8 +346,8 @@ def coverage(answers: Answers, fitted: dict[int, dict]) -> dict[str, dict] | Non
 def store(fitted: dict, folder: str | Path) -> Path:
     """Write a calibration into `processor_config.json` of a model's folder, in place of older ones of the same tasks.
 
-    Lines, temperatures and margins of other units stay, too: a task may be fitted on several lists of units, one after
-    the other.
+    Where values follow by lines, those, temperatures and margins of other units stay: such a task may be fitted on
+    several lists of units, one after the other.
 
     Raises:
         FileNotFoundError: The folder has no processor.
@@ -358,10 +358,8 @@ def store(fitted: dict, folder: str | Path) -> Path:
     settings = json.loads(path.read_text())
     known = settings.get("calibration") or {}
     for task, own in fitted.items():
-        before = known.get(task, {})
-        known[task] = own | {
-            name: before.get(name, {}) | own[name] for name in ("lines", "temperatures", "margins") if name in own
-        }
+        before, by_unit = known.get(task, {}), {"lines", "temperatures", "margins"} if "lines" in own else set()
+        known[task] = own | {name: before.get(name, {}) | own[name] for name in by_unit & own.keys()}
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(settings | {"calibration": known}, indent=2) + "\n")
     os.replace(draft, path)

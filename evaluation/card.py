@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from .calibration import fitted_to
 from .compare import COMPARED
-from .data import RENDERED
+from .data import RENDERED, is_own
 from .scores import MODEL, answered_row, is_detection
 from .table import NAMES, interval_cells, known_errors, number, published, remarks, verdicts, with_interval
 
@@ -69,7 +69,7 @@ def _eval_results(results: dict) -> list[EvalResult]:
                     task_type="image-text-to-text",
                     task_name=f"Facial Action Units: {task}",
                     dataset_type=settings["dataset"],
-                    dataset_name="Synthetic faces" if settings["dataset"] in RENDERED else settings["dataset"].upper(),
+                    dataset_name=_called(settings["dataset"]),
                     dataset_config=f"{task}, {settings['protocol']} protocol",
                     dataset_split=settings["split"],
                     metric_type=metric,
@@ -78,6 +78,12 @@ def _eval_results(results: dict) -> list[EvalResult]:
                 )
             )
     return entries
+
+
+def _called(dataset: str) -> str:
+    if is_own(dataset):
+        return f"Own pictures ({dataset})"
+    return "Synthetic faces" if dataset in RENDERED else dataset.upper()
 
 
 def _section(results: dict) -> str:

@@ -15,7 +15,7 @@ from au_llava.action_units import PRESETS
 from au_llava.datasets_scripts.bp4d import Bp4d
 from au_llava.datasets_scripts.disfa import Disfa
 from au_llava.datasets_scripts.feafa import Feafa
-from au_llava.datasets_scripts.sources import hold_out
+from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
@@ -47,6 +47,7 @@ PROTOCOLS = {
     "training and test set alike, so that these numbers say nothing about new people",
 }
 RENDERED = ("synthetic", "synthetic_facs")
+OWN = "csv"  # begins the name of a data set that someone brought, `csv:labels` of `labels.csv`
 _BUILDERS = {"bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa}
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
@@ -59,14 +60,15 @@ class EvaluationSet:
     """Pictures and labels that a model is scored on.
 
     Args:
-        name (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa` or `feafa`.
+        name (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa`, `feafa`, or `csv:` and a file's name.
         split (`str`): `test`, `validation` or `train`.
         protocol (`str`): `standard` or `paper`.
         images (`datasets.Dataset`): One column of aligned face crops, decoded when read.
         samples (`list[str]`): A name for each picture, the same on every machine.
         subjects (`list[str]`): Who is in it; intervals resample these.
         folds (`list[int]`): The test fold that each picture belongs to, from 1; 0 where the set has one test split.
-        labels (`dict`): task to array `(samples, units)`, NaN where unknown, in the order of `QUESTIONS`.
+        units (`dict[str, list[str]]`): Codes of the units that each task asks about.
+        labels (`dict`): task to array `(samples, units)`, NaN where unknown, in the order of `units`.
         groups (`list[dict[str, str]]`): What else is known of each picture, such as the apparent skin tone.
         change (*optional*): Called with a picture and its row, gives the picture that the model sees instead.
     """
@@ -78,6 +80,7 @@ class EvaluationSet:
     samples: list[str]
     subjects: list[str]
     folds: list[int]
+    units: dict[str, list[str]]
     labels: dict[str, np.ndarray]
     groups: list[dict[str, str]]
     change: Callable[[Image.Image, int], Image.Image] | None = None
@@ -117,10 +120,6 @@ class EvaluationSet:
                 digest.update(file)
         return digest.hexdigest()
 
-    def action_units(self, task: str) -> list[str]:
-        """Codes of the units that `task` asks about here."""
-        return list(PRESETS[dict(QUESTIONS[self.name])[task]])
-
 
 def spread(count: int, limit: int | None) -> list[int]:
     """At most `limit` of `count` rows, evenly spread, so that a quick look sees all people.
@@ -137,7 +136,23 @@ def _thin(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
 
 def has_folds(dataset: str, protocol: str) -> bool:
     """Whether everyone is tested, in one of three folds, or there is one test split."""
-    return dataset not in RENDERED and (dataset, protocol) != ("feafa", "paper")
+    return not is_own(dataset) and dataset not in RENDERED and (dataset, protocol) != ("feafa", "paper")
+
+
+def is_own(dataset: str) -> bool:
+    """Whether someone brought the data set.
+
+    >>> is_own("csv"), is_own("csv:labels"), is_own("bp4d")
+    (True, True, False)
+    """
+    return dataset.partition(":")[0] == OWN
+
+
+def protocol_in_words(dataset: str, protocol: str) -> str:
+    """What a protocol means, as reports tell it."""
+    if is_own(dataset):
+        return "one's own pictures; nobody is in both training and test, as far as the csv names who is seen"
+    return PROTOCOLS[dataset, protocol]
 
 
 def read_set(
@@ -151,10 +166,11 @@ def read_set(
     """Read what a model is to be scored on.
 
     Args:
-        dataset (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa` or `feafa`.
-        data_dir: Rendered shards, or prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on).
-        split (`str`): `test`, `train` or `validation`. BP4D, DISFA and FEAFA come without a validation split: there it
-            is the training pictures of those people whom `train_sft.py --held_out 0.2` leaves out.
+        dataset (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa`, `feafa` or `csv`.
+        data_dir: Rendered shards, or prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on); for `csv`
+            the file with the options of [`CsvLabels`], as in `labels.csv?task=intensity&crops_dir=data/mine`.
+        split (`str`): `test`, `train` or `validation`. All but rendered faces come without a validation split: there
+            it is the training pictures of those people whom `train_sft.py --held_out 0.2` leaves out.
         protocol (`str`): `standard` or `paper`; see `PROTOCOLS`.
         fold (`int`, *optional*): 1, 2 or 3; all three by default, where the protocol has folds.
         limit (`int`, *optional*): At most so many pictures of each fold, evenly spread.
@@ -163,13 +179,15 @@ def read_set(
         ValueError: The data set has no such protocol or fold.
         FileNotFoundError: `data_dir` holds no prepared pictures.
     """
-    if (dataset, protocol) not in PROTOCOLS:
+    if (dataset, protocol) not in PROTOCOLS and not (is_own(dataset) and protocol == "standard"):
         raise ValueError(f"{dataset} has no protocol {protocol!r}; accepted: standard.")
     single = not has_folds(dataset, protocol)
     if fold is not None and (single or fold not in (1, 2, 3)):
         raise ValueError(f"{dataset} has no fold {fold} under the protocol {protocol}; leave --fold out.")
     if dataset in RENDERED:
         return _read_rendered(dataset, data_dir, split, limit)
+    if is_own(dataset):
+        return _read_own(str(data_dir), split, limit)
     parts = []
     for number in (0,) if single else (fold,) if fold else (1, 2, 3):
         options = {"config_name": "paper"} if single else {"config_name": f"fold{number}"}
@@ -188,16 +206,46 @@ def read_set(
         levels = labels["intensity_level"][:, [PRESETS["disfa"].index(code) for code in PRESETS["disfa8"]]]
         present = np.where(np.isnan(levels), np.nan, levels >= _PRESENT_FROM[protocol])
         labels = {"detection": present} | labels
+    return _from_crops(dataset, split, protocol, rows, list(rows["fold"]), _preset_units(dataset), labels)
+
+
+def _preset_units(dataset: str) -> dict[str, list[str]]:
+    return {task: list(PRESETS[preset]) for task, preset in QUESTIONS[dataset]}
+
+
+def _read_own(source: str, split: str, limit: int | None) -> EvaluationSet:
+    """A csv of someone's own, as `datasets_scripts/csv_labels.py` reads it: one task, one test split."""
+    (rows,) = Source(f"{OWN}:{source}").rows("test" if split == "test" else "train")
+    if split == "validation":
+        _, rows = hold_out(rows, HELD_OUT)
+    rows = _thin(rows, limit)
+    (asked,) = rows.select_columns(["task", "action_units"]).select([0])
+    name = f"{OWN}:{Path(source.partition('?')[0]).stem}"
+    labels = {asked["task"]: np.array(rows["labels"], float)}
+    return _from_crops(name, split, "standard", rows, [0] * len(rows), {asked["task"]: asked["action_units"]}, labels)
+
+
+def _from_crops(
+    name: str,
+    split: str,
+    protocol: str,
+    rows: datasets.Dataset,
+    folds: list[int],
+    units: dict[str, list[str]],
+    labels: dict[str, np.ndarray],
+) -> EvaluationSet:
+    """Rows of prepared crops, in the columns of `instructions.FEATURES`."""
     return EvaluationSet(
-        name=dataset,
+        name=name,
         split=split,
         protocol=protocol,
         images=rows.select_columns(["images"]),
         samples=[f"{sequence}/{frame}" for sequence, frame in zip(rows["sequence"], rows["frame"], strict=True)],
         subjects=list(rows["subject"]),
-        folds=list(rows["fold"]),
+        folds=folds,
+        units=units,
         labels=labels,
-        groups=[{} for _ in rows["fold"]],
+        groups=[{} for _ in folds],
     )
 
 
@@ -225,6 +273,7 @@ def _read_rendered(dataset: str, data_dir: str | Path, split: str, limit: int | 
         samples=[f"{identity}/{index}" for identity, index in zip(rows["identity"], rows["index"], strict=True)],
         subjects=list(rows["identity"]),
         folds=[0] * len(rows),
+        units=_preset_units(dataset),
         labels={task: labels(task, preset) for task, preset in QUESTIONS[dataset]},
         groups=list(rows.select_columns(["skin", "gender", "age"])),
     )

@@ -33,7 +33,9 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
     """
     rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    own = {task: evaluation_set.action_units(task) for task in evaluation_set.labels}
+    own = {
+        task: [unit.code for unit in processor.question(task, units)] for task, units in evaluation_set.units.items()
+    }
     asked = {
         task: own[task]
         if set(SHARED) <= set(own.get(task, ()))

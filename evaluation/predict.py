@@ -173,7 +173,8 @@ def _ask(
     progress,
 ) -> pa.Table:
     """Answers about some pictures, each of which is read once for all tasks."""
-    units = {task: evaluation_set.action_units(task) for task in tasks}
+    # As users are asked: of some units of a list that the model was trained on, the list.
+    units = {task: [unit.code for unit in processor.question(task, evaluation_set.units[task])] for task in tasks}
     grammars = {task: processor.grammar(task, units[task]) for task in tasks}
     blank = Image.new("RGB", (1, 1))  # the prompt is the same for every picture
     prompts = {task: processor(images=blank, task=task, action_units=units[task])["input_ids"] for task in tasks}
@@ -186,13 +187,13 @@ def _ask(
             prompt = prompts[task].expand(len(batch), -1)
             found[task].append(model.recognize(prompt, None, grammars[task], encoded=encoded, **how))
         progress.update(len(batch))
-    answers = ("values", "probabilities", "expected_values", "distributions")
-    return pa.concat_tables(
-        answer_table(
-            evaluation_set, task, rows, *(torch.cat([part.__dict__[name] for part in parts]).cpu() for name in answers)
-        )
-        for task, parts in found.items()
-    )
+    tables = []
+    for task, parts in found.items():
+        places = [units[task].index(code) for code in evaluation_set.units[task]]
+        names = ("values", "probabilities", "expected_values", "distributions")
+        answers = (torch.cat([part.__dict__[name] for part in parts])[:, places].cpu() for name in names)
+        tables.append(answer_table(evaluation_set, task, rows, *answers))
+    return pa.concat_tables(tables)
 
 
 def answer_table(
@@ -221,7 +222,7 @@ def answer_table(
         "fold": picked(evaluation_set.folds),
         "groups": [list(known.items()) for known in picked(evaluation_set.groups)],
         "task": [task] * len(rows),
-        "action_units": [evaluation_set.action_units(task)] * len(rows),
+        "action_units": [evaluation_set.units[task]] * len(rows),
         "labels": _lists(evaluation_set.labels[task][rows]),
         "values": _lists(values),
         "probabilities": _lists(probabilities),

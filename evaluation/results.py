@@ -15,7 +15,7 @@ from au_llava import __version__
 from .answers import Answers
 from .calibration import apply_folds, coverage, own_people, reliability
 from .compare import compare_task, same_pictures
-from .data import PROTOCOLS
+from .data import protocol_in_words
 from .published import PUBLISHED
 from .scores import CALIBRATED, MODEL, score
 
@@ -90,7 +90,7 @@ def _comparisons(ours: str, other: str, first: Answers, second: Answers, resampl
 
 def _protocol(settings: dict, answers: dict[str, Answers]) -> str:
     """The protocol in words, with what may be unfair about this use of it."""
-    words = PROTOCOLS[settings["dataset"], settings["protocol"]]
+    words = protocol_in_words(settings["dataset"], settings["protocol"])
     folds = {int(fold) for answer in answers.values() for fold in answer.folds}
     if len(settings["models"]) == 1 and len(folds) > 1:
         words += "; one model for all folds, which is fair only if it was trained on none of these people"

@@ -32,6 +32,7 @@ from au_llava.datasets_scripts.feafa import find_recordings, in_random_test
 from au_llava.datasets_scripts.preparation import Settings, prepare
 from au_llava.datasets_scripts.recordings import Recording
 from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
+from au_llava.photos import load_pipeline
 from baselines import linear_head
 from baselines.tuning import augmented, tune
 from evaluation import calibration
@@ -183,7 +184,7 @@ def test_stored_predictions_hold_what_the_model_said(folder, faces, tmp_path):
     assert list(answers) == list(TASKS)
     model, processor = load(folder)
     for task, answer in answers.items():
-        units = faces.action_units(task)
+        units = faces.units[task]
         inputs = processor(images=faces.pictures([0, 1]), task=task, action_units=units)
         found = model.recognize(**inputs, grammar=processor.grammar(task, units))
         np.testing.assert_allclose(answer.values[:2], found.values, atol=1e-6)
@@ -207,7 +208,7 @@ def test_mirror_images_are_asked_about_where_the_processor_says_so(folder, faces
         assert np.array_equal(values[name, None], values[name, name == "mirroring"])
         assert not np.allclose(values[name, True], values[name, False], atol=1e-3)
     model, processor = load(str(own))
-    units = faces.action_units("intensity")
+    units = faces.units["intensity"]
     inputs = processor(images=faces.pictures([0, 1]), task="intensity", action_units=units)
     said = model.recognize(**inputs, grammar=processor.grammar("intensity", units), mirror=True)
     np.testing.assert_allclose(values["mirroring", None][:2], said.distributions, atol=1e-5)
@@ -304,7 +305,7 @@ def test_facs_intensities_of_rendered_faces_are_a_set_of_their_own(folder, tmp_p
     pq.write_table(sample.slice(0, 10), tmp_path / "validation-00000.parquet")
     pq.write_table(sample.slice(10, 10), tmp_path / "test-00000.parquet")
     facs = read_set("synthetic_facs", tmp_path)
-    assert list(facs.labels) == ["intensity"] and facs.action_units("intensity") == list(PRESETS["disfa"])
+    assert list(facs.labels) == ["intensity"] and facs.units["intensity"] == list(PRESETS["disfa"])
     for row, labels in zip(sample.slice(10, 10).to_pylist(), facs.labels["intensity"], strict=True):
         known = labels_of(row, "intensity")
         assert labels == pytest.approx([known[unit] for unit in PRESETS["disfa"]], abs=1e-4)
@@ -314,7 +315,7 @@ def test_facs_intensities_of_rendered_faces_are_a_set_of_their_own(folder, tmp_p
         fitted = calibration.fit_folds(predict(apart, folder, tmp_path / dataset, tasks=["intensity"]))[0]
         calibration.store(fitted, folder)
         seen |= fitted["intensity"]["lines"]
-        warmth |= dict.fromkeys(apart.action_units("intensity"), fitted["intensity"]["temperature"])
+        warmth |= dict.fromkeys(apart.units["intensity"], fitted["intensity"]["temperature"])
     stored = calibration.load(folder)["intensity"]
     assert stored["lines"] == seen and {"AU12", "FEAFA1"} <= set(seen)
     assert stored["temperatures"] == warmth
@@ -385,6 +386,58 @@ def test_validation_people_are_no_test_people(disfa_crops, protocol):
         )
         assert held.split == "validation" and len(held) == 3
         assert set(held.subjects) < set(train.subjects) and not set(test.subjects) & set(train.subjects)
+
+
+@pytest.fixture(scope="module")
+def own_csv(tmp_path_factory):
+    """Twenty pictures of ten people with labels for two units, as the option `--data_dir` names them."""
+    root = tmp_path_factory.mktemp("own")
+    lines = ["image,subject,split,AU12,AU4"]
+    for row, picture in enumerate(read_set("synthetic", limit=20).pictures(list(range(20)))):
+        picture.save(root / f"{row}.png")
+        lines.append(
+            f"{row}.png,P{row // 2},{'test' if row < 8 else 'train'},{row % 2},{'' if row == 1 else row % 3 // 2}"
+        )
+    (root / "mine.csv").write_text("\n".join(lines) + "\n")
+    return f"{root}/mine.csv?task=detection&detector=none&crops_dir={root}/crops"
+
+
+def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, tmp_path, monkeypatch):
+    train, held, test = (read_set("csv", own_csv, split) for split in ("train", "validation", "test"))
+    assert (len(train), len(test), test.name) == (12, 8, "csv:mine") and test.units == {"detection": ["AU12", "AU4"]}
+    assert set(held.subjects) < set(train.subjects) and not set(test.subjects) & set(train.subjects)
+    shutil.copytree(folder, tmp_path / "model")
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    processor.trained_lists = {"detection": [list(PRESETS["bp4d"])]}  # of which two are asked about
+    processor.save_pretrained(tmp_path / "model")
+    asked = ("--model", tmp_path / "model", "--dataset", "csv", "--data_dir", own_csv)
+    evaluate(*asked, "--calibrate", "--update_card", "--output", tmp_path / "out")
+
+    answers = read_answers(tmp_path / "out")["detection"]
+    pipe = load_pipeline(str(tmp_path / "model"))
+    faces = pipe(test.pictures(list(range(8))), action_units="AU12,AU4", detector="none", calibrated=False)
+    told = [[unit["expected_value"] for unit in face["action_units"].values()] for (face,) in faces]
+    assert answers.expected_values == pytest.approx(np.array(told), abs=1e-5)
+    assert answers.labels[:, 0].tolist() == [0, 1] * 4 and np.isnan(answers.labels[1, 1])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["dataset"] == "csv:mine" and results["protocol"].startswith("one's own pictures")
+    fitted = calibration.load(tmp_path / "model")["detection"]
+    assert fitted["fitted_on"]["dataset"] == "csv:mine" and set(fitted["thresholds"]) == {"AU12", "AU4"}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "## Results on csv:mine" in card and "name: Own pictures (csv:mine)" in card
+    evaluate(
+        "--predictions", tmp_path / "out", "--dataset", "csv", "--data_dir", own_csv, "--output", tmp_path / "again"
+    )
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["tasks"]["detection"]["rows"] == results["tasks"]["detection"]["rows"]
+    found = check_formats(*load(str(tmp_path / "model")), test, 2)
+    assert found["invalid_constrained"] == {"detection": 0}
+
+    (tmp_path / "model" / "held_out.json").write_text(json.dumps({"own": ["P9"]}))
+    with pytest.raises(ValueError, match=r"was trained on P\d.*--held_out 0.2"):
+        evaluate(*asked, "--calibrate", "--output", tmp_path / "wrong")
+    with pytest.raises(ValueError, match="no fold 2"):
+        read_set("csv", own_csv, fold=2)
 
 
 def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):

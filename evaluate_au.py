@@ -14,6 +14,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from au_llava.datasets_scripts.csv_labels import CsvLabels
@@ -123,17 +124,32 @@ def arguments() -> argparse.Namespace:
 def calibrate(args: argparse.Namespace, how: tuple) -> None:
     """Fit on the validation people of each fold, and store in the folder of its model."""
     folder = args.validation_dir or args.data_dir
-    apart = read_set(args.dataset, folder, "validation", args.protocol, args.fold, args.limit)
-    if args.dataset not in RENDERED:  # these come with a split of their own
+    what = (args.protocol, args.fold, args.limit)
+    if is_own(args.dataset) and (known := held_out(args.model, CsvLabels.DATASET)) is not None:
+        # Drawn among the people of all csv files that the model was trained on.
+        train = read_set(args.dataset, folder, "train", *what)
+        apart = replace(
+            train.take([row for row, who in enumerate(train.subjects) if who in known]), split="validation"
+        )
+        if not len(apart):
+            raise ValueError(f"{args.model} was trained on everyone in {folder}; train it with --held_out {HELD_OUT}.")
+    else:
+        apart = read_set(args.dataset, folder, "validation", *what)
+    if args.dataset not in RENDERED and not is_own(args.dataset):  # rendered faces come with a split of their own
         for fold in set(apart.folds):
             people = {who for who, own in zip(apart.subjects, apart.folds, strict=True) if own == fold}
-            trained_as = CsvLabels.DATASET if is_own(args.dataset) else args.dataset
-            check_held_out(of_fold(args.model, fold), trained_as, people)
+            check_held_out(of_fold(args.model, fold), args.dataset, people)
     stored = predict(apart, args.model, Path(args.output, "validation"), *how)
     if processes().is_main_process:
         for fold, fitted in calibration.fit_folds(stored).items():
             calibration.store(fitted, of_fold(args.model, fold))
     processes().wait_for_everyone()
+
+
+def held_out(model: str, dataset: str) -> list[str] | None:
+    """The people of a data set that a model was not trained on, if `train_sft.py` noted them in its folder."""
+    path = Path(model, "held_out.json")
+    return json.loads(path.read_text()).get(dataset) if path.is_file() else None
 
 
 def check_held_out(model: str, dataset: str, people: set[str]) -> None:
@@ -147,8 +163,7 @@ def check_held_out(model: str, dataset: str, people: set[str]) -> None:
     Raises:
         ValueError: The model was trained on some of them.
     """
-    path = Path(model, "held_out.json")
-    known = json.loads(path.read_text()).get(dataset) if path.is_file() else None
+    known = held_out(model, dataset)
     if known is not None and not people <= set(known):
         seen = ", ".join(sorted(people - set(known)))
         raise ValueError(

@@ -433,8 +433,12 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
     found = check_formats(*load(str(tmp_path / "model")), test, 2)
     assert found["invalid_constrained"] == {"detection": 0}
 
-    (tmp_path / "model" / "held_out.json").write_text(json.dumps({"own": ["P9"]}))
-    with pytest.raises(ValueError, match=r"was trained on P\d.*--held_out 0.2"):
+    noted = tmp_path / "model" / "held_out.json"
+    noted.write_text(json.dumps({"own": ["P5", "P9", "someone else"]}))
+    evaluate(*asked, "--calibrate", "--output", tmp_path / "told")
+    assert set(read_answers(tmp_path / "told" / "validation")["detection"].subjects) == {"P5", "P9"}
+    noted.write_text(json.dumps({"own": ["someone else"]}))
+    with pytest.raises(ValueError, match=r"was trained on everyone in .*mine\.csv.*--held_out 0.2"):
         evaluate(*asked, "--calibrate", "--output", tmp_path / "wrong")
     with pytest.raises(ValueError, match="no fold 2"):
         read_set("csv", own_csv, fold=2)

@@ -93,7 +93,7 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     if any("threshold" in unit for unit in action_units.values()):
         meaning += "; line: its threshold"
     if any("interval" in unit for unit in action_units.values()):
-        meaning += "; line: where 9 of 10 true values lie"
+        meaning = "the model's mean; line: 9 of 10 true values"
     draw.text((pad, pad + 1.5 * size), _fit(f"bar: {meaning}; text: the answer", plain, width - 2 * pad), PALE, plain)
 
     code_width = max(bold.getlength(code) for code in action_units) + size

@@ -168,7 +168,7 @@ def test_intervals_stand_in_place_of_probabilities(pipe, pair, monkeypatch):
     cells, faces = rows_of(html), pipe(pair, task="intensity", action_units="AU12", detector="cascade")
     low, high = faces[0]["action_units"]["AU12"]["interval"]
     assert [cell[-1] for cell in cells[:2]] == ["", f"{low:.2f}–{high:.2f}"] and high - low >= 0.13
-    assert f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%">' in html
+    assert f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%" title="{low:.2f}–{high:.2f}">' in html
     assert html.count("nine times in ten") == html.count("prob.: probability") == len(faces)
     row, _ = csv.DictReader(io.StringIO(downloads(html)["two people.csv"].decode()))
     assert float(row["AU12_intensity_low"]) == low and row["AU6_intensity_low"] == ""

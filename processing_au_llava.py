@@ -30,8 +30,8 @@ class AuLlavaProcessor(LlavaProcessor):
             description, as LLaVA does; `"text_first"` puts it after, so that the text can be computed once for many
             images.
         chat_template (`str`, *optional*): A template of your own instead of the Vicuna layout.
-        calibration (`dict`, *optional*): By task what [`Recognition.calibrated`] applies: a `temperature`, and
-            `thresholds` or `lines` by Action Unit code, or a `decision`; `evaluate_au.py --calibrate` stores it.
+        calibration (`dict`, *optional*): By task what [`Recognition.calibrated`] and [`Recognition.intervals`] apply:
+            `temperature`, `decision`; by code `thresholds`, `lines`, `margins`. `evaluate_au.py --calibrate` fits it.
         trained_lists (`dict`, *optional*): By task, the lists of Action Unit codes that the model was trained to be
             asked about, where it was trained on those lists alone; see [`question`]. `train_sft.py` stores them.
         mirror (`bool`, *optional*, defaults to `False`): Whether pipeline and evaluation also ask about each face's
@@ -74,14 +74,9 @@ class AuLlavaProcessor(LlavaProcessor):
 
     @classmethod
     def from_backbones(
-        cls,
-        vision: str | None,
-        language,
-        patch_size: int = 14,
-        gguf_file: str | None = None,
-        view: float = 1.0,
+        cls, vision: str | None, language, patch_size: int = 14, gguf_file: str | None = None, view: float = 1.0,
         **kwargs,
-    ) -> "AuLlavaProcessor":
+    ) -> "AuLlavaProcessor":  # fmt: skip
         """The processor that goes with [`AuLlavaForConditionalGeneration.from_backbones`].
 
         Args:

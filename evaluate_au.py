@@ -31,6 +31,7 @@ from evaluation.data import (
     QUESTIONS,
     RENDERED,
     SAMPLE,
+    EvaluationSet,
     has_folds,
     is_own,
     protocol_in_words,
@@ -54,8 +55,8 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--predictions", help="score these stored predictions; needs no model")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two folders of stored predictions")
     parser.add_argument("--output", required=True, help="folder for predictions, results and report")
-    known = "synthetic by default; with --predictions, theirs"
-    parser.add_argument("--dataset", choices=[*QUESTIONS, OWN], help=known)
+    sets = [*QUESTIONS, OWN]
+    parser.add_argument("--dataset", choices=sets, help="synthetic by default; with --predictions, theirs")
     where = "folder of prepared Parquet shards, the committed sample for synthetic; a csv and its options for csv"
     parser.add_argument("--data_dir", help=where)
     parser.add_argument(
@@ -124,17 +125,11 @@ def arguments() -> argparse.Namespace:
 def calibrate(args: argparse.Namespace, how: tuple) -> None:
     """Fit on the validation people of each fold, and store in the folder of its model."""
     folder = args.validation_dir or args.data_dir
-    what = (args.protocol, args.fold, args.limit)
-    if is_own(args.dataset) and (known := held_out(args.model, CsvLabels.DATASET)) is not None:
-        # Drawn among the people of all csv files that the model was trained on.
-        train = read_set(args.dataset, folder, "train", *what)
-        apart = replace(
-            train.take([row for row, who in enumerate(train.subjects) if who in known]), split="validation"
-        )
-        if not len(apart):
-            raise ValueError(f"{args.model} was trained on everyone in {folder}; train it with --held_out {HELD_OUT}.")
+    known = held_out(args.model, CsvLabels.DATASET) if is_own(args.dataset) else None
+    if known is not None:
+        apart = own_people_apart(args, folder, known)
     else:
-        apart = read_set(args.dataset, folder, "validation", *what)
+        apart = read_set(args.dataset, folder, "validation", args.protocol, args.fold, args.limit)
     if args.dataset not in RENDERED and not is_own(args.dataset):  # rendered faces come with a split of their own
         for fold in set(apart.folds):
             people = {who for who, own in zip(apart.subjects, apart.folds, strict=True) if own == fold}
@@ -144,6 +139,18 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
         for fold, fitted in calibration.fit_folds(stored).items():
             calibration.store(fitted, of_fold(args.model, fold))
     processes().wait_for_everyone()
+
+
+def own_people_apart(args: argparse.Namespace, folder: str, known: list[str]) -> EvaluationSet:
+    """Those of a csv's training people whom the model was not trained on.
+
+    They were drawn among the people of all csv files that it was trained on, so that one file does not tell.
+    """
+    train = read_set(args.dataset, folder, "train", limit=args.limit)
+    rows = [row for row, who in enumerate(train.subjects) if who in known]
+    if not rows:
+        raise ValueError(f"{args.model} was trained on everyone in {folder}; train it with --held_out {HELD_OUT}.")
+    return replace(train.take(rows), split="validation")
 
 
 def held_out(model: str, dataset: str) -> list[str] | None:

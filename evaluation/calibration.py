@@ -174,7 +174,8 @@ def fit_margins(answers: Answers) -> dict[str, list[float]]:
     """How far labels lie from the lowest answer, and from all others, nine times in ten, in the task's range.
 
     Of n errors it is the k-th smallest, k being nine tenths of n + 1, rounded up: so many keep the promise for one
-    face more. Where there are fewer than nine, nothing but the whole range does.
+    face more. Where there are fewer than nine, nothing but the whole range does. Between two of the task's values the
+    larger one is taken, so that an interval's ends are values of the task.
 
     Args:
         answers ([`Answers`]): Calibrated, about people who are not trained on.
@@ -182,8 +183,8 @@ def fit_margins(answers: Answers) -> dict[str, list[float]]:
     Returns:
         `dict`: By unit, where any label is known.
     """
-    lowest, highest = get_task(answers.task).values[0], get_task(answers.task).values[-1]
-    margins = {}
+    lowest, second, *_, highest = get_task(answers.task).values
+    step, margins = second - lowest, {}
     for column, unit in enumerate(answers.action_units):
         labels, values = answers.labels[:, column], answers.values[:, column]
         seen = ~np.isnan(labels)
@@ -192,7 +193,7 @@ def fit_margins(answers: Answers) -> dict[str, list[float]]:
         ranks = [math.ceil(HELD * (len(kind) + 1)) for kind in kinds]
         if seen.any():
             margins[unit] = [
-                round(float(kind[rank - 1]), 6) if rank <= len(kind) else highest - lowest
+                round(math.ceil(round(kind[rank - 1] / step, 6)) * step, 6) if rank <= len(kind) else highest - lowest
                 for kind, rank in zip(kinds, ranks, strict=True)
             ]
     return margins

@@ -135,16 +135,14 @@ def _calibration(tasks: dict) -> list[str]:
         return []
     words = "Temperatures, thresholds, and how values follow. ECE is of the probability beside each answer."
     head = ["", "fitted to", "temperature", "ECE", "Brier score"]
-    held = [[f"`{task}`", *interval_cells(result)] for task, result in tasks.items() if _has_intervals(result)]
+    held = [
+        [f"`{task}`", *interval_cells(result)] for task, result in tasks.items() if result["calibration"]["intervals"]
+    ]
     if held:
         about = ["", "Intervals beside answers, fitted to hold nine of ten labels of validation people:", ""]
         ends = ["of the lowest answer: labels held", "mean width", "of all other answers: labels held", "mean width"]
         held = [*about, *_table(["", *ends], held)]
     return ["", "### Calibration", "", words, "", *_table(head, rows), *held]
-
-
-def _has_intervals(result: dict) -> bool:
-    return result["calibration"]["intervals"] is not None
 
 
 def _groups(tasks: dict) -> list[str]:

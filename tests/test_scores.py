@@ -163,6 +163,9 @@ def test_margins_hold_nine_of_ten_errors():
     answers.labels[:, 2] = np.nan
     margins = calibration.fit_margins(answers)
     assert margins == {"AU1": [1, 2], "AU2": [5, 5]}
+    answers = make_answers("intensity", split="validation").take(slice(0, 20))
+    answers.values[:, 0], answers.labels[:, 0] = 0.5, 0.5 + 0.1234
+    assert calibration.fit_margins(answers)["AU1"] == [1, 0.13], "ends are values of the task"
 
 
 @pytest.mark.parametrize("task", ["intensity_level", "intensity"])

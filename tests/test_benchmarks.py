@@ -1,5 +1,7 @@
 import argparse
 import copy
+import csv
+import json
 
 import pytest
 import torch
@@ -7,14 +9,17 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
+from PIL import Image
+from skimage.data import astronaut
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
 from transformers import Dinov2Config, LlamaConfig
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.action_units import PRESETS, TASKS
 from au_llava.arguments import LORA_TARGETS
-from benchmarks import memory, training
+from benchmarks import memory, photographs, training
 
 
 RECIPES = ROOT / "recipes/accelerate"
@@ -161,10 +166,38 @@ def test_fsdp_takes_lora_on_bfloat16_weights(config, process_group):
     assert any(weight.grad.full_tensor().abs().max() > 0 for name, weight in learnt.items() if "lora_B" in name)
 
 
+def test_answers_about_photographs_are_held_against_labels(tmp_path, monkeypatch, capsys, model, processor):
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    Image.fromarray(astronaut()).save(tmp_path / "astronaut.png")
+    head = ["file", "x", "y", *photographs.COLUMNS]
+    lines = [["astronaut.png", "220", "120", *"110001111"], ["astronaut.png", "20", "20", *"000000000"]]
+    (tmp_path / "labels.csv").write_text("\n".join(map(",".join, [head, *lines])) + "\n")
+    words = ["--folder", tmp_path, "--labels", tmp_path / "labels.csv", "--model", tmp_path / "model"]
+    monkeypatch.setattr("sys.argv", ["photographs.py", *map(str, words), "--detector", "cascade", "--json"])
+    photographs.main()
+    said = capsys.readouterr().out
+    assert "2 faces in 1 photographs, of which 1 were not found" in said
+    found = json.loads(said.splitlines()[-1])["scores"]
+    assert {own["faces"] for own in found.values()} == {1} and found["AU12"]["present"] == 1
+
+    rows = [{"AU25": label} for label in ("1", "1", "0", "0", "", "1")]
+    levels = [(3, 3.2), (1, 1.4), (2, 1.9), (0, 0.1), (5, 5.0)]
+    told = [[{}, {"AU25": {"value": value, "expected_value": mean}}, {}] for value, mean in levels]
+    own = photographs.score("AU25", rows, [*told, None])
+    counts = {"faces": 4, "present": 2, "found": 1, "false alarms": 1}
+    assert own == counts | {"f1": pytest.approx(0.5), "roc_auc": pytest.approx(0.75)}
+
+
+def test_the_labels_of_photographs_fit_the_questions():
+    lines = list(csv.DictReader(photographs.LABELS.open()))
+    assert len(lines) == 73 and all(line[column] in ("", "0", "1") for line in lines for column in photographs.COLUMNS)
+    for task, units, least in photographs.COLUMNS.values():
+        assert set(units) <= set(PRESETS[TASKS[task].preset]) and least in TASKS[task].values
+
+
 @pytest.mark.slow
 def test_the_quick_benchmark_ends_in_json(capsys, monkeypatch):
-    import json
-
     monkeypatch.setattr("sys.argv", ["training.py", "--quick", "--json", "--ways", "text first"])
     training.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]

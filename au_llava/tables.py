@@ -15,7 +15,7 @@ from .photos import Photo, Question
 
 
 FORMATS = (".csv", ".jsonl", ".parquet")
-HELD = "it held nine of ten of the people the model was calibrated on; empty where it was on none"
+HELD = "holds the true value nine times in ten, of faces like those the model was calibrated on; else empty"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class AuLlavaProcessor(LlavaProcessor):
             images.
         chat_template (`str`, *optional*): A template of your own instead of the Vicuna layout.
         calibration (`dict`, *optional*): By task what [`Recognition.calibrated`] and [`Recognition.intervals`] apply:
-            `temperature`, `decision`; by code `thresholds`, `lines`, `margins`. `evaluate_au.py --calibrate` fits it.
+            `temperature`, `decision`, `mass`; by code `thresholds`, `lines`, `margins`. `evaluate_au.py` fits it.
         trained_lists (`dict`, *optional*): By task, the lists of Action Unit codes that the model was trained to be
             asked about, where it was trained on those lists alone; see [`question`]. `train_sft.py` stores them.
         mirror (`bool`, *optional*, defaults to `False`): Whether pipeline and evaluation also ask about each face's

@@ -116,15 +116,20 @@ class Recognition:
         """Where the true numbers lie nine times in ten, as far as people apart from those asked about tell.
 
         Args:
-            fitted (`dict`): What [`calibrated`] has applied. Its `margins` say by name `[lowest, more]`: how far at
-                most the truth lies from the task's lowest value where that is answered, and from any other answer.
+            fitted (`dict`): What [`calibrated`] has applied. Its `mass`, 0 to 1, says how much of a distribution the
+                values from end to end hold, grown from the answer towards the more probable side. Or its `margins`
+                say by name `[lowest, more]`: how far at most the truth lies from the task's lowest value where that is
+                answered, and from any other answer.
             names (`list[str]`): What the columns are called there.
             allowed (`torch.Tensor` of shape `(values,)`): The task's values, in rising order.
 
         Returns:
             `torch.Tensor` of shape `(batch, count, 2)`: Lower and upper ends, inside the task's range, on the CPU; NaN
-            where a name has no margin.
+            where there is no mass and a name has no margin.
         """
+        if "mass" in fitted:
+            ends = _grown(self.distributions.cpu(), _nearest(self.values.cpu(), allowed), fitted["mass"])
+            return allowed[torch.stack(ends, -1)]
         unknown, values = (float("nan"), float("nan")), self.values.cpu()
         margins = torch.tensor([fitted.get("margins", {}).get(name, unknown) for name in names], dtype=values.dtype)
         reach = torch.where(values > allowed[0], margins[:, 1], margins[:, 0])
@@ -166,6 +171,20 @@ class Recognition:
             distributions=distributions,
             evidence=evidence,
         )
+
+
+def _grown(distributions: torch.Tensor, start: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last places of runs that hold a mass, each grown from `start` on whichever side is more probable."""
+    walls = torch.nn.functional.pad(distributions, (1, 1), value=-1.0)
+    low, high = start + 1, start + 1
+    held = walls.gather(-1, low[..., None])[..., 0]
+    for _ in range(distributions.shape[-1] - 1):
+        before, after = (walls.gather(-1, place[..., None])[..., 0] for place in (low - 1, high + 1))
+        grows = (held < mass) & (torch.maximum(before, after) >= 0)
+        down, up = grows & (before > after), grows & (before <= after)
+        held = held + torch.where(grows, torch.maximum(before, after), 0)
+        low, high = low - down.long(), high + up.long()
+    return low - 1, high - 1
 
 
 def _nearest(values: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:

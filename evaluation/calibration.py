@@ -3,7 +3,7 @@
 All is fitted on the validation split and nothing else, and is stored with the model's processor, for each task with
 `fitted_on`, the data set, protocol and test fold whose validation people were used; [`Recognition.calibrated`] applies
 it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1,
-"decision": "median", "margins": {"AU1": [0, 1], ...}}, "intensity": {"temperature": 0.6, "temperatures": {"FEAFA1":
+"decision": "median", "mass": 0.82}, "intensity": {"temperature": 0.6, "temperatures": {"FEAFA1":
 0.6, ...}, "lines": {"FEAFA1": [0.1, 1.2], ...}, "margins": {"FEAFA1": [0.08, 0.21], ...}}}`.
 
 - A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler.
@@ -13,8 +13,9 @@ it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "inte
   probable value, whichever has it: the distributions of some models are no more than two points.
 - Of one whose values have several digits, a line for each Action Unit from the expected value to the value: of all
   digits after the first the model tells only those that follow its own choice, so that its median says little.
-- Of levels and intensities, for each Action Unit how far the label lay from the answer nine times in ten, by itself
-  for the lowest answer and for all others (split conformal prediction; Vovk, Gammerman and Shafer, 2005).
+- Intervals that hold the label nine times in ten (split conformal prediction; Vovk, Gammerman and Shafer, 2005): of
+  levels, how much of the distribution they have to hold for that; of intensities, for each Action Unit how far the
+  label lay from the answer, by itself for the lowest answer and for all others.
 """
 
 import json
@@ -73,6 +74,7 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
                 way: np.nanmean(np.abs(decide(humbler, way).values - answer.labels)) for way in ("median", "mode")
             }
             fitted[task]["decision"] = min(errors, key=errors.get)
+            fitted[task]["mass"] = fit_mass(apply(answer, fitted[task]))
         else:
             # Of each unit, for a task may be fitted on one list after the other.
             fitted[task]["temperatures"] = dict.fromkeys(answer.action_units, temperature)
@@ -81,7 +83,6 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
                 for column, unit in enumerate(answer.action_units)
                 if (answer.labels[:, column] > 0).any()
             }
-        if not is_detection(task):
             fitted[task]["margins"] = fit_margins(apply(answer, fitted[task]))
     return fitted
 
@@ -168,6 +169,21 @@ def fit_line(labels: np.ndarray, expected: np.ndarray) -> list[float]:
     scores = bootstrap.intensity_scores(moments)
     zero, slope = lines[(scores["mae"] / labels.mean() - scores["icc31"]).argmin()]
     return [round(float(zero), 6), float(slope)]
+
+
+def fit_mass(answers: Answers) -> float:
+    """How much of a distribution, 0.5 to 1, an interval has to hold for nine labels of ten to lie in it.
+
+    They have to both where the lowest value is answered and where more is.
+
+    Args:
+        answers ([`Answers`]): Calibrated, about people who are not trained on.
+    """
+    for mass in np.arange(50, 100) / 100:
+        found = coverage(answers, dict.fromkeys(answers.folds.tolist(), {"mass": float(mass)}))
+        if found and np.nanmin([kind["holds"] for kind in found.values()]) >= HELD:
+            return float(mass)
+    return 1.0
 
 
 def fit_margins(answers: Answers) -> dict[str, list[float]]:
@@ -321,7 +337,7 @@ def coverage(answers: Answers, fitted: dict[int, dict]) -> dict[str, dict] | Non
     Returns:
         `dict`: For `lowest` answers and `more`: `holds`, 0 to 1, the share of labels that lie in their intervals;
         `width`, in the task's unit, the mean distance of an interval's ends; `answers`, how many there are. None for
-        a calibration without margins.
+        a calibration without intervals.
     """
     allowed = torch.tensor(get_task(answers.task).values, dtype=torch.float64)
     ends = np.full((*answers.labels.shape, 2), np.nan)

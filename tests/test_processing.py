@@ -201,6 +201,18 @@ def test_intervals_lie_around_answers_where_a_calibration_tells_them(processor, 
     assert face["AU1"]["interval"] == [2, 5] and isinstance(face["AU1"]["interval"][0], int)
 
 
+def test_an_interval_grows_to_the_more_probable_side_until_it_holds_enough():
+    levels = torch.tensor(get_task("intensity_level").values)
+    shares = torch.tensor([[[0.5, 0.2, 0.1, 0.1, 0.05, 0.05], [0.05, 0.1, 0.2, 0.4, 0.15, 0.1]]])
+    recognition = Recognition(
+        sequences=torch.zeros(1, 1, dtype=torch.long), values=torch.tensor([[0.0, 3.0]]), probabilities=shares[..., 0],
+        expected_values=shares @ levels, distributions=shares, forwards=1,
+    )  # fmt: skip
+    wanted = {0.3: [[0, 0], [3, 3]], 0.6: [[0, 1], [2, 3]], 0.74: [[0, 2], [2, 4]], 1.01: [[0, 5], [0, 5]]}
+    for mass, ends in wanted.items():
+        assert recognition.intervals({"mass": mass}, ["AU1", "AU2"], levels).tolist() == [ends]
+
+
 def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):
     other = AuLlavaProcessor(
         processor.image_processor, copy.deepcopy(processor.tokenizer), patch_size=56, prompt_layout="text_first"

@@ -177,10 +177,11 @@ def test_intervals_hold_nine_of_ten_labels_of_other_people(task):
     assert told["lowest"]["answers"] + told["more"]["answers"] == known.sum()
     whole = TASKS[task].values[-1]
     assert all(kind["holds"] > 0.86 and 0 < kind["width"] < 0.9 * whole for kind in told.values())
-    unlike = make_answers(task, people=60, noise=3)  # a model that is worse at these faces
-    told = calibration.coverage(calibration.apply(unlike, fitted), {0: fitted})
-    assert told["more"]["holds"] < 0.75
-    del fitted["margins"]
+    if task == "intensity":  # a model that is worse at these faces, and does not know it
+        unlike = calibration.apply(make_answers(task, people=60, noise=3), fitted)
+        assert calibration.coverage(unlike, {0: fitted})["more"]["holds"] < 0.75
+    unlike = make_answers(task, people=60)
+    del fitted["margins" if task == "intensity" else "mass"]
     assert calibration.coverage(unlike, {0: fitted}) is None
 
 

@@ -239,17 +239,23 @@ def test_a_film_has_room_for_the_bars_of_two_faces():
     assert (np.asarray(_panel(faces, 360, 480)) == np.asarray(_panel(faces[:2], 360, 480))).all()
 
 
-def test_a_film_s_bars_show_thresholds(clip, folder, monkeypatch):
-    shown = []
+def faces_of_films(monkeypatch, calibration: dict) -> list[dict]:
+    """Lets every model have a calibration; what films show is put into the list."""
+    shown: list[dict] = []
     monkeypatch.setattr(films, "_panel", lambda faces, *size: shown.extend(faces) or _panel(faces, *size))
     load = photos.load_pipeline
 
     def calibrated(*arguments):
         pipe = load(*arguments)
-        pipe.processor.calibration = {"detection": {"thresholds": {"AU1": 0.25}}}
+        pipe.processor.calibration = calibration
         return pipe
 
     monkeypatch.setattr("au_llava.recognize.load_pipeline", calibrated)
+    return shown
+
+
+def test_a_film_s_bars_show_thresholds(clip, folder, monkeypatch):
+    shown = faces_of_films(monkeypatch, {"detection": {"thresholds": {"AU1": 0.25}}})
     question = ("--action-units", "AU1,AU12", "--fps", "1", "--output", "t.csv", "--overlay", "drawn")
     assert recognize(folder, clip, *question) == recognize(folder, clip, *question, "--task", "intensity_level") == 0
     limits = [[unit.get("threshold") for unit in face["action_units"].values()] for face in shown]
@@ -257,16 +263,7 @@ def test_a_film_s_bars_show_thresholds(clip, folder, monkeypatch):
 
 
 def test_intervals_go_with_a_video_s_answers(clip, folder, monkeypatch):
-    shown = []
-    monkeypatch.setattr(films, "_panel", lambda faces, *size: shown.extend(faces) or _panel(faces, *size))
-    load = photos.load_pipeline
-
-    def calibrated(*arguments):
-        pipe = load(*arguments)
-        pipe.processor.calibration = {"intensity_level": {"margins": {"AU1": [1, 2]}}}
-        return pipe
-
-    monkeypatch.setattr("au_llava.recognize.load_pipeline", calibrated)
+    shown = faces_of_films(monkeypatch, {"intensity_level": {"margins": {"AU1": [1, 2]}}})
     question = ("--action-units", "AU1,AU12", "--fps", "2", "--task", "intensity_level", "--smooth", "1")
     assert recognize(folder, clip, *question, "--output", "t.jsonl", "--overlay", "drawn") == 0
     lines = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]

@@ -219,7 +219,7 @@ def _intervals(result: dict) -> str:
         for name, count, own in zip(("the lowest", "any other"), counts, (cells[:2], cells[2:]), strict=True)
     ]
     head = ["answer", "answers", "labels in the interval", "mean width"]
-    note = "Intervals were fitted to hold nine of ten labels of validation people, for each Action Unit by itself."
+    note = "Intervals beside answers were fitted to hold nine of ten labels of validation people."
     return f"<p class=note>{note}</p>{_table(head, lines)}"
 
 

@@ -135,14 +135,21 @@ def _calibration(tasks: dict) -> list[str]:
         return []
     words = "Temperatures, thresholds, and how values follow. ECE is of the probability beside each answer."
     head = ["", "fitted to", "temperature", "ECE", "Brier score"]
-    held = [
-        [f"`{task}`", *interval_cells(result)] for task, result in tasks.items() if result["calibration"]["intervals"]
-    ]
-    if held:
-        about = ["", "Intervals beside answers, fitted to hold nine of ten labels of validation people:", ""]
-        ends = ["of the lowest answer: labels held", "mean width", "of all other answers: labels held", "mean width"]
-        held = [*about, *_table(["", *ends], held)]
-    return ["", "### Calibration", "", words, "", *_table(head, rows), *held]
+    return ["", "### Calibration", "", words, "", *_table(head, rows), *_intervals(tasks)]
+
+
+def _intervals(tasks: dict) -> list[str]:
+    """One table for all tasks whose answers come with intervals."""
+    rows = []
+    for task, result in tasks.items():
+        if result["calibration"]["intervals"]:
+            (_, *lowest), (_, *more) = interval_cells(result)
+            rows.append([f"`{task}`", *lowest, *more])
+    if not rows:
+        return []
+    words = "Intervals beside answers, fitted to hold nine of ten labels of validation people:"
+    head = ["", "of the lowest answer: labels held", "mean width", "of all other answers: labels held", "mean width"]
+    return ["", words, "", *_table(head, rows)]
 
 
 def _groups(tasks: dict) -> list[str]:

@@ -195,10 +195,7 @@ def read_set(
             options = {"config_name": "subject", "fold": number}
         builder = _BUILDERS[dataset](crops_dir=str(data_dir), **options)
         builder.download_and_prepare()
-        rows = builder.as_dataset("test" if split == "test" else "train")
-        if split == "validation":
-            _, rows = hold_out(rows, HELD_OUT)
-        rows = _thin(rows, limit)
+        rows = _read_split(builder.as_dataset, split, limit)
         parts.append(rows.add_column("fold", [number] * len(rows)))
     rows = datasets.concatenate_datasets(parts)
     labels = {QUESTIONS[dataset][-1][0]: np.array(rows["labels"], float)}
@@ -209,16 +206,21 @@ def read_set(
     return _from_crops(dataset, split, protocol, rows, list(rows["fold"]), _preset_units(dataset), labels)
 
 
+def _read_split(read: Callable[[str], datasets.Dataset], split: str, limit: int | None) -> datasets.Dataset:
+    """A split of a data set that has `train` and `test` alone: `validation` is some of the people of `train`."""
+    rows = read("test" if split == "test" else "train")
+    if split == "validation":
+        _, rows = hold_out(rows, HELD_OUT)
+    return _thin(rows, limit)
+
+
 def _preset_units(dataset: str) -> dict[str, list[str]]:
     return {task: list(PRESETS[preset]) for task, preset in QUESTIONS[dataset]}
 
 
 def _read_own(source: str, split: str, limit: int | None) -> EvaluationSet:
     """A csv of someone's own, as `datasets_scripts/csv_labels.py` reads it: one task, one test split."""
-    (rows,) = Source(f"{OWN}:{source}").rows("test" if split == "test" else "train")
-    if split == "validation":
-        _, rows = hold_out(rows, HELD_OUT)
-    rows = _thin(rows, limit)
+    rows = _read_split(lambda part: Source(f"{OWN}:{source}").rows(part)[0], split, limit)
     (asked,) = rows.select_columns(["task", "action_units"]).select([0])
     name = f"{OWN}:{Path(source.partition('?')[0]).stem}"
     labels = {asked["task"]: np.array(rows["labels"], float)}

@@ -212,12 +212,8 @@ def _calibration(task: str, result: dict) -> str:
 
 def _intervals(result: dict) -> str:
     """How often the interval beside an answer holds the label."""
-    cells = interval_cells(result)
-    counts = [str(result["calibration"]["intervals"][kind]["answers"]) for kind in ("lowest", "more")]
-    lines = [
-        ([name, count, *own], False)
-        for name, count, own in zip(("the lowest", "any other"), counts, (cells[:2], cells[2:]), strict=True)
-    ]
+    kinds = zip(("the lowest", "any other"), interval_cells(result), strict=True)
+    lines = [([name, *cells], False) for name, cells in kinds]
     head = ["answer", "answers", "labels in the interval", "mean width"]
     note = "Intervals beside answers were fitted to hold nine of ten labels of validation people."
     return f"<p class=note>{note}</p>{_table(head, lines)}"

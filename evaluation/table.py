@@ -110,15 +110,15 @@ def remarks(row: dict) -> list[str]:
     ]
 
 
-def interval_cells(result: dict) -> list[str]:
-    """Of the intervals beside answers, for the lowest answer and then for all others: the share of labels that they
-    hold, and their mean width.
+def interval_cells(result: dict) -> list[list[str]]:
+    """Of the intervals beside answers, for the lowest answer and then for all others: how many there are, the share of
+    labels that they hold, and their mean width.
 
     Args:
         result (`dict`): A task's entry of `results.json`, with intervals.
     """
-    found = result["calibration"]["intervals"]
-    return [number(found[kind][name]) for kind in ("lowest", "more") for name in ("holds", "width")]
+    kinds = (result["calibration"]["intervals"][name] for name in ("lowest", "more"))
+    return [[str(kind["answers"]), number(kind["holds"]), number(kind["width"])] for kind in kinds]
 
 
 def verdicts(result: dict) -> list[str]:

@@ -106,6 +106,22 @@ def test_another_make_looks_and_moves_otherwise_with_the_same_labels():
     assert np.abs(pose_mesh(person, gaping)[chin] - pose_mesh(plain, gaping)[chin]).max() > 0.01
 
 
+def test_in_another_make_skin_takes_part():
+    people = [draw_parts(index, "train", varied=1.0).identity for index in range(8)]
+    usual = [draw_parts(index, "train").identity for index in range(8)]
+
+    def gap(makes, activations, above, below):
+        points = [pose_mesh(person, activations)[load_head().landmarks] for person in makes]
+        return np.mean([mesh[above, 1].mean() - mesh[below, 1].mean() for mesh in points])
+
+    raised = {"cheek_raise_left": 1.0, "cheek_raise_right": 1.0}
+    lids = [37, 38, 43, 44], [40, 41, 46, 47]
+    assert gap(people, raised, *lids) < 0.9 * gap(usual, raised, *lids)
+    # From the nose to the upper lip: parted lips bare teeth that a long upper lip would hide.
+    lip = [33], [50, 51, 52]
+    assert gap(people, {"lips_part": 1.0}, *lip) < gap(usual, {"lips_part": 1.0}, *lip) - 0.01
+
+
 def test_a_share_of_another_make():
     scenes = [draw_parts(index, "train", varied=0.5).scene for index in range(12)]
     usual = [draw_parts(index, "train").scene for index in range(12)]

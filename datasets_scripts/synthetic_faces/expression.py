@@ -137,11 +137,12 @@ def targets(activations: dict[str, float], style: dict[str, dict[str, float]]) -
     return weights
 
 
-def personal_style(rng, spread: float = 1.0) -> dict[str, dict[str, float]]:
+def personal_style(rng, spread: float = 1.0, company: dict | None = None) -> dict[str, dict[str, float]]:
     """How one person performs each action: an own amplitude, an own share of each target and a trace of neighbours.
 
     Without this, one fixed displacement would stand for each label, and a model would learn just that displacement.
-    `spread` says how much persons differ, as a multiple of the usual.
+    `spread` says how much persons differ, as a multiple of the usual; `company` names, for some actions, further targets and
+    the largest weight that a person may give them.
     """
     style = {}
     for base in (*SIDED, *BILATERAL):
@@ -153,6 +154,8 @@ def personal_style(rng, spread: float = 1.0) -> dict[str, dict[str, float]]:
         neighbours = NEIGHBOURS.get(PART_OF_ACTION.get(base, ""), ())
         for target in rng.permutation(len(neighbours))[:2]:
             recipe.setdefault(neighbours[target], float(rng.normal(0, 0.07 * spread)))
+        for target, most in (company or {}).get(base, {}).items():
+            recipe[target] = recipe.get(target, 0.0) + float(rng.uniform(0, most))
         if base == "eye_close":  # lids that do not meet would be no closed eye
             recipe = dict(RECIPES[base])
         for side in ("left", "right"):

@@ -19,6 +19,18 @@ from .scene import Scene
 STYLE_SPREAD = 1.6  # times the usual differences between persons in how they perform an action
 SCULPT_SPREAD = 0.2  # of the logarithm of how far a part of the face moves, in each direction
 SMOOTH = 2.5  # radians a decimetre of the waves that tell which parts move more and which less
+# What moves along with an action in living skin and not in the mesh's own sculpts, and up to which weight: raised cheeks
+# bulge and narrow the eye, a wrinkled nose takes the brows along, a smile lifts cheeks and bares teeth where lips part.
+COMPANY: dict[str, dict[str, float]] = {
+    "cheek_raise": {"fu/eyeSquint{Side}": 0.8, "cheek/{s}-cheek-trans-up": 0.8, "cheek/{s}-cheek-volume-incr": 0.8,
+                    "eyes/{s}-eye-bag-incr": 0.6},
+    "nose_wrinkle": {"fu/browDown{Side}": 0.7, "fu/eyeSquint{Side}": 0.5, "fu/cheekSquint{Side}": 0.5,
+                     "fu/mouthUpperUp{Side}": 0.2},
+    "upper_lip_raise": {"expr/~/nose-{side}-elevation": 0.6},
+    "brow_lower": {"fu/eyeSquint{Side}": 0.35},
+    "corner_pull": {"fu/cheekSquint{Side}": 0.3, "cheek/{s}-cheek-volume-incr": 0.3, "fu/mouthUpperUp{Side}": 0.2},
+    "lips_part": {"fu/mouthUpperUp{Side}": 0.8},
+}  # fmt: skip
 EYE_NEAR, EYE_FAR = 0.25, 0.55  # decimetres from an eye's centre: lids must meet, so nothing is changed near them
 
 
@@ -43,7 +55,7 @@ def _resculpt(rng, identity: Identity) -> Identity:
     away = np.linalg.norm(head.vertices[:, None] - head.eye_centres, axis=2).min(1)
     free = np.clip((away - EYE_NEAR) / (EYE_FAR - EYE_NEAR), 0, 1)[:, None]
     sculpt = np.exp(SCULPT_SPREAD * fields * free).astype(np.float32)
-    return replace(identity, style=personal_style(rng, STYLE_SPREAD), sculpt=sculpt)
+    return replace(identity, style=personal_style(rng, STYLE_SPREAD, COMPANY), sculpt=sculpt)
 
 
 def _repaint(rng, identity: Identity) -> Identity:

@@ -142,11 +142,10 @@ def find_faces(image: Image.Image, detector: str = "auto", max_faces: int | None
         raise ValueError(f"Unknown detector {detector!r}; give {', '.join(DETECTORS)} or the path of an .onnx file.")
     if detector == "none":
         return [Face(None, None, None, _warp(image, CROP_SIZE / max(image.size), complex(*image.size) / 2))]
-    if detector in ("auto", "scrfd"):
-        detector = _scrfd_file(download=detector == "scrfd")
-        if detector == "cascade":
-            logger.warning_once(f"The LBP cascade seeks the faces: it misses many and turns none upright. {GET_SCRFD}")
-    faces = _find_by_cascade(image) if detector == "cascade" else _find_by_scrfd(image, str(detector))
+    chosen = which_detector(detector)
+    if detector == "auto" and chosen == "cascade":
+        logger.warning_once(f"The LBP cascade seeks the faces: it misses many and turns none upright. {GET_SCRFD}")
+    faces = _find_by_cascade(image) if chosen == "cascade" else _find_by_scrfd(image, chosen)
     faces.sort(key=lambda face: (face[0][2] - face[0][0]) * (face[0][1] - face[0][3]))
     found = []
     for box, score, points in faces[:max_faces]:
@@ -156,6 +155,38 @@ def find_faces(image: Image.Image, detector: str = "auto", max_faces: int | None
         x0, y0, x1, y1 = np.clip(box, 0, image.size * 2).tolist()
         found.append(Face((x0, y0, x1, y1), score, points, crop))
     return found
+
+
+def which_detector(detector: str) -> str:
+    """What seeks the faces on this machine when a detector is asked for.
+
+    Args:
+        detector: As for [`find_faces`]. `auto` takes the SCRFD model that is at hand, `scrfd` downloads one otherwise.
+
+    Returns:
+        `"cascade"` or the path of an SCRFD model for `auto` and `scrfd`; any other detector as it is.
+
+    Raises:
+        RuntimeError: If a model is to be downloaded and cannot be.
+
+    Example:
+
+    >>> which_detector("cascade")
+    'cascade'
+    """
+    if detector not in ("auto", "scrfd"):
+        return str(detector)
+    at_hand = [os.environ.get("AU_LLAVA_SCRFD"), *sorted(Path.home().glob(".insightface/models/*/det_*.onnx"))]
+    if found := next(filter(None, at_hand), "cascade" if detector == "auto" else None):
+        return str(found)
+    logger.warning("insightface downloads its buffalo_sc models, which are for non-commercial research only.")
+    try:  # inside `try`, the Hub's check of imports lets a package be absent
+        from insightface.utils import ensure_available
+
+        with contextlib.redirect_stdout(sys.stderr):
+            return str(next(Path(ensure_available("models", "buffalo_sc")).glob("det_*.onnx")))
+    except Exception as error:
+        raise RuntimeError(f"No SCRFD model could be downloaded ({error}). {GET_SCRFD}") from error
 
 
 def align(image: Image.Image, points: Sequence[Sequence[float]], size: int = CROP_SIZE) -> Image.Image:
@@ -202,21 +233,6 @@ def _view(image: Image.Image, mode: str, scale: float, border: int, step: int = 
     view = Image.new(mode, [ceil((side + 2 * border) / step) * step for side in small.size])
     view.paste(small, (border, border))
     return view
-
-
-def _scrfd_file(download: bool) -> str:
-    """The SCRFD model at hand, or else a downloaded one or "cascade"."""
-    at_hand = sorted(Path.home().glob(".insightface/models/*/det_*.onnx"))
-    if os.environ.get("AU_LLAVA_SCRFD") or at_hand or not download:
-        return os.environ.get("AU_LLAVA_SCRFD") or str(at_hand[0] if at_hand else "cascade")
-    logger.warning("insightface downloads its buffalo_sc models, which are for non-commercial research only.")
-    try:  # inside `try`, the Hub's check of imports lets a package be absent
-        from insightface.utils import ensure_available
-
-        with contextlib.redirect_stdout(sys.stderr):
-            return str(next(Path(ensure_available("models", "buffalo_sc")).glob("det_*.onnx")))
-    except Exception as error:
-        raise RuntimeError(f"No SCRFD model could be downloaded ({error}). {GET_SCRFD}") from error
 
 
 @lru_cache(maxsize=4)

@@ -26,7 +26,7 @@ from . import (
     default_checkpoint,
 )
 from .action_units import ActionUnit, get_task, select
-from .face_alignment import Face, _scrfd_file, find_faces, open_image
+from .face_alignment import Face, find_faces, open_image, which_detector
 
 
 Question = tuple[str, list[ActionUnit]]
@@ -101,13 +101,13 @@ def check_detector(detector: str) -> str:
     """Try the detector on an empty picture, so that a wrong name or a missing model shows before any work.
 
     Returns:
-        `str`: The detector; of `auto` and `scrfd` what they stand for here: `cascade`, or the path of a model.
+        `str`: What it is on this machine, see [`which_detector`].
     """
     try:
         find_faces(Image.new("RGB", (64, 64)), detector)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    return _scrfd_file(download=False) if detector in ("auto", "scrfd") else detector
+    return which_detector(detector)
 
 
 def recognize(

@@ -34,7 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import face_alignment
-from ..face_alignment import CROP_SIZE, find_faces
+from ..face_alignment import CROP_SIZE, find_faces, which_detector
 from .instructions import FEATURES
 from .recordings import Recording
 from .report import finish, push_to_hub, read_manifest, write_atomically
@@ -92,9 +92,7 @@ def prepare(
         if not missing and old["fingerprint"] == head["fingerprint"] and old["complete"]:
             return old, 0
     find_faces(Image.new("RGB", (64, 64)), settings.detector)  # fails now rather than in every worker
-    detector = settings.detector
-    if detector in ("auto", "scrfd"):  # which it is depends on the machine, and may change with what is downloaded
-        detector = face_alignment._scrfd_file(download=detector == "scrfd")
+    detector = which_detector(settings.detector)  # which may change with what is downloaded
     head["detector"] = (old or {}).get("detector", Path(detector).name)
     if missing and head["detector"] != Path(detector).name:
         raise ValueError(

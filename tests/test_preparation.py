@@ -183,10 +183,10 @@ def test_crops_of_two_detectors_are_not_mixed(tmp_path, monkeypatch):
         return find_faces(image, "none")
 
     monkeypatch.setattr(preparation, "find_faces", find)
-    monkeypatch.setattr(preparation.face_alignment, "_scrfd_file", lambda download: "cascade")
+    monkeypatch.setattr(preparation, "which_detector", lambda detector: "cascade")
     manifest, _ = prepare([first], out)
     assert asked == ["auto", "cascade"] and manifest["detector"] == "cascade"
-    monkeypatch.setattr(preparation.face_alignment, "_scrfd_file", lambda download: "models/det_10g.onnx")
+    monkeypatch.setattr(preparation, "which_detector", lambda detector: "models/det_10g.onnx")
     assert prepare([first], out) == (manifest, 0)
     with pytest.raises(ValueError, match="crops found by cascade, and this run would add some found by det_10g.onnx"):
         prepare([first, second], out)

@@ -141,8 +141,8 @@ def personal_style(rng, spread: float = 1.0, company: dict | None = None) -> dic
     """How one person performs each action: an own amplitude, an own share of each target and a trace of neighbours.
 
     Without this, one fixed displacement would stand for each label, and a model would learn just that displacement.
-    `spread` says how much persons differ, as a multiple of the usual; `company` names, for some actions, further targets and
-    the largest weight that a person may give them.
+    `spread` says how much persons differ, as a multiple of the usual; `company` names, for some actions, further
+    targets and the largest weight that a person may give them.
     """
     style = {}
     for base in (*SIDED, *BILATERAL):

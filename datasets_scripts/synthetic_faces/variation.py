@@ -19,8 +19,8 @@ from .scene import Scene
 STYLE_SPREAD = 1.6  # times the usual differences between persons in how they perform an action
 SCULPT_SPREAD = 0.2  # of the logarithm of how far a part of the face moves, in each direction
 SMOOTH = 2.5  # radians a decimetre of the waves that tell which parts move more and which less
-# What moves along with an action in living skin and not in the mesh's own sculpts, and up to which weight: raised cheeks
-# bulge and narrow the eye, a wrinkled nose takes the brows along, a smile lifts cheeks and bares teeth where lips part.
+# What moves along with an action in living skin and not in the mesh's own sculpts, and up to which weight: raised
+# cheeks bulge and narrow the eye, a wrinkled nose takes the brows along, a smile lifts cheeks, parted lips bare teeth.
 COMPANY: dict[str, dict[str, float]] = {
     "cheek_raise": {"fu/eyeSquint{Side}": 0.8, "cheek/{s}-cheek-trans-up": 0.8, "cheek/{s}-cheek-volume-incr": 0.8,
                     "eyes/{s}-eye-bag-incr": 0.6},

@@ -1,6 +1,7 @@
-"""Draw every unit at 0, 0.5 and 1 on three people beside its difference map, into one picture.
+"""Draw every unit at 0, 0.5 and 1 on three people beside its difference map; or faces of other makes, in one picture.
 
 python -m au_llava.datasets_scripts.synthetic_faces.sheet --output docs/synthetic_faces_units.jpg
+python -m au_llava.datasets_scripts.synthetic_faces.sheet --makes --output docs/synthetic_faces_makes.jpg
 """
 
 import argparse
@@ -16,6 +17,7 @@ from .identity import Identity
 from .renderer import render
 from .sampler import identity_of
 from .scene import Scene
+from .variation import another_make
 
 
 PEOPLE = (26, 31, 21)  # of the split `validation`
@@ -23,6 +25,8 @@ UNITS = (*FACS_CODES, "FEAFA10", "FEAFA12", "FEAFA16", "FEAFA17", "FEAFA18", "FE
 INTENSITIES = (0.0, 0.5, 1.0)
 WINDOW = (34, 36, 190, 216)  # the face in a crop: left, top, right, bottom
 TILE = (70, 81)
+TOGETHER = (("AU6",), ("AU6", "AU12", "AU25"), ("AU4", "AU9"), ("AU1", "AU2", "AU5", "AU26"))  # shown in other makes
+MAKES = 4  # the usual one first
 
 
 def draw_unit(identity: Identity, code: str) -> list[np.ndarray]:
@@ -61,12 +65,38 @@ def draw_sheet(people: tuple[int, ...] = PEOPLE, units: tuple[str, ...] = UNITS)
     return sheet
 
 
+def draw_makes(people: tuple[int, ...] = PEOPLE) -> Image.Image:
+    """One block of columns a person: four expressions as usual, and in three other makes."""
+    left = 70
+    sheet = Image.new("RGB", (left + MAKES * len(people) * (TILE[0] + 2), 16 + len(TOGETHER) * (TILE[1] + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, codes in enumerate(TOGETHER):
+        draw.text((4, 20 + row * (TILE[1] + 4)), "+".join(codes).replace("+AU", "\n+"), fill="black")
+    for column, number in enumerate(people):
+        identity = dataclasses.replace(identity_of(number, "validation"), frame=None, lenses=None)
+        for make in range(MAKES):
+            x = left + (column * MAKES + make) * (TILE[0] + 2)
+            draw.text((x + 2, 2), f"other make {make}" if make else "usual", fill="black")
+            person, scene = identity, Scene(noise=0.0)
+            if make:
+                person, scene = another_make(np.random.default_rng((number, make)), identity, scene)
+            for row, codes in enumerate(TOGETHER):
+                shown = {}
+                for code in codes:
+                    shown |= expression_of_unit(code, 0.9)
+                crop = Image.fromarray(render(person, shown, scene, np.random.default_rng(0)).image)
+                tile = crop.crop(WINDOW).resize(TILE, Image.Resampling.LANCZOS)
+                sheet.paste(tile, (x, 16 + row * (TILE[1] + 4)))
+    return sheet
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--makes", action="store_true", help="draw some expressions as in other makes instead")
     parser.add_argument("--output", type=Path, default=Path("docs/synthetic_faces_units.jpg"), help="the picture")
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet().save(arguments.output, quality=64)
+    (draw_makes() if arguments.makes else draw_sheet()).save(arguments.output, quality=64)
 
 
 if __name__ == "__main__":

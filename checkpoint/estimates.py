@@ -9,6 +9,7 @@ Faces that the encoder has not learnt from teach most: of others it tells more t
 """
 
 import copy
+import gc
 
 import torch
 from torch import nn
@@ -114,6 +115,7 @@ def train_estimates(
             optimizer.step()
         losses[asked].append(loss.item())
         if step % 20 == 0:
+            gc.collect()  # the counter of operations around this keeps each step's tensors, some 50 MB, in cycles
             named = zip(questions, losses, strict=True)
             said = {question.name: f"{sum(own[-20:]) / len(own[-20:]):.3f}" for question, own in named if own}
             bar.set_postfix(said)

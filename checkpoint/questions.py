@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS, select
 from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
+from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES, LEVEL_EDGES
 from checkpoint.pretrain import LABELS
 
 
@@ -17,6 +18,7 @@ LISTS = (("detection", "bp4d"), ("intensity_level", "disfa"), ("intensity", "fea
 # What is asked, step by step: places in LISTS. The answer about FEAFA's units is four times as long as the others and
 # the hardest to learn.
 ROUND = (2, 0, 1, 2, 0, 3)
+ALONE = 0.3  # share that is kept of faces with marked smiles but no raised cheeks, or the other way round
 
 
 def open_model(folder: str) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
@@ -38,6 +40,21 @@ def training_shards(*folders: str) -> list[Path]:
 def read_labels(files: list[Path]) -> list[dict]:
     """What is known of each face, without the pictures."""
     return [row for file in files for row in pq.read_table(file, columns=[*LABELS, "occurrences"]).to_pylist()]
+
+
+def lifelike(rows: list[dict]) -> torch.Tensor:
+    """Which faces `(n,)` to learn from so that smiles and raised cheeks come together about as often as in people.
+
+    The renderer draws each as often alone as with the other, and then a broad smile says nothing of the cheeks.
+
+    Args:
+        rows (`list[dict]`): As [`read_labels`] gives them.
+    """
+    facs = torch.tensor([row["facs"] for row in rows])
+    cheeks, smile = facs[:, FACS_CODES.index("AU6")], facs[:, FACS_CODES.index("AU12")]
+    seen, marked = LEVEL_EDGES[1:3]
+    alone = ((smile >= marked) & (cheeks < seen)) | ((cheeks >= seen) & (smile < seen))
+    return (~alone | (torch.rand(len(rows)) < ALONE)).nonzero()[:, 0]
 
 
 class Question:

@@ -20,6 +20,7 @@ anew, so that the language model meets image tokens that it can read.
 """
 
 import argparse
+import gc
 import json
 import math
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
-from checkpoint.questions import LISTS, Question, open_model, read_labels, standardised, training_shards
+from checkpoint.questions import LISTS, Question, lifelike, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
 
 
@@ -312,6 +313,7 @@ def train_reader(
         for optimizer in optimizers:
             optimizer.step()
         if step % 20 == 0:
+            gc.collect()  # see checkpoint/estimates.py
             named = zip(questions, losses, strict=True)
             bar.set_postfix({question.name: f"{loss.item():.3f}" for question, loss in named})
 
@@ -337,22 +339,24 @@ def main() -> None:
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(*args.data_dir)
     limit = min(args.limit or args.states, args.states) if args.again else args.limit  # the linear fits take all faces
-    faces, rows = read_shards(files, limit), read_labels(files)
+    faces, rows = read_shards(files, limit), read_labels(files)[:limit]
+    kept = lifelike(rows)
+    images, rows = faces["images"][kept.cpu()], [rows[k] for k in kept.tolist()]
     if args.encoder:
         processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
         own, side = model.model.vision_tower, model.model.vision_tower.config.image_size
         model.model.vision_tower = AutoModel.from_pretrained(args.encoder, dtype=torch.float32).eval()
-        same = middle(faces["images"][:FEW].to(model.device))
+        same = middle(images[:FEW].to(model.device))
         before = encode(own, nn.functional.interpolate(same, (side, side), mode="bilinear", antialias=True))
         now = encode(model.model.vision_tower, same)
         refit(model.model.multi_modal_projector, before, now)
         model.config.vision_config = model.model.vision_tower.config
         model.config.image_seq_length = now.shape[1]
         processor.patch_size = SIZE // math.isqrt(now.shape[1])
-    parts = tqdm(faces["images"].split(500), desc="encoding")
+    parts = tqdm(images.split(500), desc="encoding")
     tokens = torch.cat([encode(model.model.vision_tower, middle(part.to(model.device))) for part in parts])
     questions = [Question(processor, *about) for about in LISTS]
-    labels = [question.labels(rows[: len(tokens)]) for question in questions]
+    labels = [question.labels(rows) for question in questions]
     with FlopCounterMode(display=False) as counter:
         if args.again:
             train_estimates(model, questions, tokens, labels, args.steps)

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
+from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 from au_llava.losses import soft_digits_table
 from checkpoint import practice, pretrain, publish
 from checkpoint.estimates import Glance, train_estimates
@@ -34,7 +35,7 @@ from checkpoint.pretrain import (
     read_shards,
     units_of,
 )
-from checkpoint.questions import LISTS, Question, trained_lists
+from checkpoint.questions import ALONE, LISTS, Question, lifelike, trained_lists
 from checkpoint.reading import append_reader, gates_of, refit, train_reader, wake
 
 
@@ -69,6 +70,19 @@ def test_questions_are_those_of_the_processor(model, text_first, rows, task):
         state = question.put(model.model.language_model, image, answers).last_hidden_state
     length = answers.shape[1]
     torch.testing.assert_close(model.lm_head(state)[:, -length:], whole[:, -length:], atol=1e-4, rtol=1e-4)
+
+
+def test_smiles_and_raised_cheeks_mostly_come_together():
+    def face(cheeks, smile):
+        return {"facs": [cheeks if code == "AU6" else smile if code == "AU12" else 0.5 for code in FACS_CODES]}
+
+    together, neither, faint = face(0.5, 0.5), face(0.0, 0.0), face(0.0, 0.2)
+    smile_alone, cheeks_alone = face(0.1, 0.4), face(0.2, 0.1)
+    torch.manual_seed(0)
+    kept = lifelike([together, neither, faint] + 500 * [smile_alone] + 500 * [cheeks_alone])
+    assert kept[:3].tolist() == [0, 1, 2] and len(kept.unique()) == len(kept)
+    for first in (3, 503):
+        assert ((kept >= first) & (kept < first + 500)).float().sum() / 500 == pytest.approx(ALONE, abs=0.06)
 
 
 def test_what_was_asked_is_known_afterwards(text_first):

@@ -74,7 +74,8 @@ HEAD ?= --compute 1.5e14
 EVALUATION ?= --formats 64 --robustness 30
 FACES := $(RUN) -m au_llava.datasets_scripts.synthetic_faces
 # Only some processors multiply 16-bit numbers fast; on the others that is ten times slower than 32 bits.
-FAST = $(shell $(RUN) -c "import torch, checkpoint.pretrain as p; print(p.fast_in_bfloat16(torch.device('cpu')))")
+# Asked when it is first wanted, and once.
+FAST = $(eval FAST := $(shell $(RUN) -c "import torch, checkpoint.pretrain as p; print(p.fast_in_bfloat16(torch.device('cpu')))"))$(FAST)
 
 checkpoint: $(VENV)/installed
 	$(FACES) --output_dir $(DATA) --split train --limit $(RENDERS)

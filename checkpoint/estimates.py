@@ -9,7 +9,6 @@ Faces that the encoder has not learnt from teach most: of others it tells more t
 """
 
 import copy
-import gc
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from au_llava import AuLlavaForConditionalGeneration
+from checkpoint.cost import operations
 from checkpoint.muon import make_optimizers
 from checkpoint.questions import ROUND, Question, standardised
 from checkpoint.rate import set_rate
@@ -80,13 +80,16 @@ def train_estimates(
     tokens: torch.Tensor,
     labels: list[torch.Tensor],
     steps: int,
-) -> None:
+) -> int:
     """Train the projector and the last layer's estimates, each step on one question about some faces.
 
     Args:
         tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): What the encoder sees of some faces.
         labels (`list[torch.Tensor]`): For each question the right answers, from [`Question.labels`].
         steps (`int`): Of 64 faces each.
+
+    Returns:
+        `int`: The floating-point operations that all steps took.
     """
     projector, values = model.model.multi_modal_projector, model.model.language_model.layers[-1].self_attn.v_proj
     glances = [Glance(model, question) for question in questions]
@@ -100,25 +103,32 @@ def train_estimates(
         first += len(question.units)
     kept = [head(words).detach() for head in heads]
     trained = nn.ModuleList([projector, heads])
+    model.requires_grad_(False)
+    trained.requires_grad_(True)
     optimizers = make_optimizers(trained, list(trained.parameters()), RATE)
+
+    def learn(asked: int, rows: torch.Tensor) -> float:
+        """The loss of one question about some faces, and its gradients."""
+        trained.zero_grad()
+        head = heads[asked]
+        loss = (head(glances[asked](tokens[rows])) - wanted[asked][rows]).pow(2).mean()
+        (loss + KEPT * (head(words) - kept[asked]).pow(2).mean()).backward()
+        return loss.item()
+
     losses: list[list[float]] = [[] for _ in questions]
     bar = tqdm(range(steps), desc="estimates", unit="step", mininterval=5)
     for step in bar:
         set_rate(optimizers, RATE, step / steps, 20 / steps)
         asked = ROUND[step % len(ROUND)]
-        rows = torch.randint(len(tokens), [BATCH])
-        head = heads[asked]
-        loss = (head(glances[asked](tokens[rows])) - wanted[asked][rows]).pow(2).mean()
-        trained.zero_grad()
-        (loss + KEPT * (head(words) - kept[asked]).pow(2).mean()).backward()
+        losses[asked].append(learn(asked, torch.randint(len(tokens), [BATCH])))
         for optimizer in optimizers:
             optimizer.step()
-        losses[asked].append(loss.item())
         if step % 20 == 0:
-            gc.collect()  # the counter of operations around this keeps each step's tensors, some 50 MB, in cycles
             named = zip(questions, losses, strict=True)
             said = {question.name: f"{sum(own[-20:]) / len(own[-20:]):.3f}" for question, own in named if own}
             bar.set_postfix(said)
-    model.zero_grad()
+    costs = [operations(learn, asked, torch.arange(BATCH) % len(tokens)) for asked in range(len(questions))]
+    model.requires_grad_(True).zero_grad()
     with torch.no_grad():
         values.weight[:first] = torch.cat([head.weight for head in heads])
+    return sum(costs[ROUND[step % len(ROUND)]] for step in range(steps))

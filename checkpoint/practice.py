@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
 from au_llava.modeling_au_llava import moved
+from checkpoint.cost import operations
 from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, ROUND, Question, open_model, read_labels, trained_lists, training_shards
@@ -179,13 +179,12 @@ def practise(
         if (step + 1) % KEEP == 0:
             known = [optimizer.state_dict() for optimizer in optimizers]
             save({"model": model.state_dict(), "optimizers": known, "step": step + 1})
-    costs = []
-    for asked in range(len(questions)):
-        with FlopCounterMode(display=False) as counter:
-            loss_of(
-                asked, tokens[0, : args.batch_size], labels[asked][: args.batch_size], torch.tensor(False)
-            ).backward()
-        costs.append(counter.get_total_flops())
+
+    def learn(asked: int) -> None:
+        some = slice(args.batch_size)
+        loss_of(asked, tokens[0, some], labels[asked][some], torch.tensor(False)).backward()
+
+    costs = [operations(learn, asked) for asked in range(len(questions))]
     return sum(costs[ROUND[step % len(ROUND)]] for step in range(args.steps))
 
 
@@ -222,9 +221,7 @@ def main() -> None:
     practice = practise(
         model, processor, rows, tokens, flipped, args, lambda content: save("practice", content), state
     )
-    with FlopCounterMode(display=False) as counter:
-        encode(model.model.vision_tower, torch.zeros(1, 3, SIZE, SIZE))
-    encoding = counter.get_total_flops() * flipped.numel()
+    encoding = operations(encode, model.model.vision_tower, torch.zeros(1, 3, SIZE, SIZE)) * flipped.numel()
     # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
     for name, count in (("practice", practice), ("encoding", encoding)):
         cost[name] = cost.get(name, 0) + count

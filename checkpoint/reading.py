@@ -20,7 +20,6 @@ anew, so that the language model meets image tokens that it can read.
 """
 
 import argparse
-import gc
 import json
 import math
 from collections.abc import Iterator
@@ -29,13 +28,13 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import AutoModel, BitImageProcessorPil, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
+from checkpoint.cost import operations
 from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
@@ -49,6 +48,7 @@ LOOK = 5.5  # log of how much more an image token is looked at than a word
 FEW = 1000  # faces whose states in the language model the layer is started from
 CLEAR = 300  # faces whose states tell where a gate is to open that is fitted anew
 SOME = 500  # faces of these whose states between the digits it learns from, too: brackets, commas and points
+PART = 50  # faces that go through the language model together
 LOUD = 0.5  # size of what the layer brings along, beside what is there
 
 
@@ -100,8 +100,8 @@ def states(
     language, found = model.model.language_model, []
     hook = norm.register_forward_pre_hook(lambda module, given: found.append(given[0].float()))
     neutral = question.grammar.neutral_draft()
-    for start in range(0, len(tokens), 50):
-        part, wanted = tokens[start : start + 50].float(), labels[start : start + 50]
+    for start in range(0, len(tokens), PART):
+        part, wanted = tokens[start : start + PART].float(), labels[start : start + PART]
         hidden = (torch.arange(len(part)) % 2 == 0)[:, None]
         answers = torch.where(hidden, neutral, question.write(wanted.roll(1, 0)))
         found.clear()
@@ -159,7 +159,7 @@ def append_reader(
     looks, words, seen, at, estimates, neurons = [], [], [], [], [], []
     for number, (question, wanted) in enumerate(zip(questions, labels, strict=True)):
         reached = states(model, question, few, wanted, language.norm)
-        parts = tqdm(reached, desc=question.name, total=math.ceil(len(few) / 50))
+        parts = tqdm(reached, desc=question.name, total=math.ceil(len(few) / PART))
         image, text, places = (list(column) for column in zip(*parts, strict=True))
         seen.append(torch.cat([rms_norm(part, (width,)).mean(1) for part in image]))
         looks.append(torch.cat(image[:4]).flatten(0, 1))
@@ -258,7 +258,7 @@ def train_reader(
     epochs: int,
     learning_rate: float = 1e-2,
     batch_size: int = 64,
-) -> None:
+) -> int:
     """Train the last layer's MLP and what comes after it, on digits and on what stands between them.
 
     With Muon, for with AdamW gates shut by the way (docs/checkpoint.md); and those that are shut start anew.
@@ -266,16 +266,19 @@ def train_reader(
     Args:
         tokens, labels: As for [`append_reader`].
         epochs (`int`): Passes over the faces.
+
+    Returns:
+        `int`: The floating-point operations that all steps took.
     """
     language = model.model.language_model
     layer, given, between = language.layers[-1], [], []
     for question, own in zip(questions, labels, strict=True):
         reached = states(model, question, tokens, own, layer.post_attention_layernorm)
-        parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / 50))
+        parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / PART))
         device = model.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
             found = [places.half() for _, _, places in parts]
-        some = torch.cat(found[: SOME // 50])
+        some = torch.cat(found[: SOME // PART])
         between.append((some[:, question.between], question.grammar.template()[question.between]))
         given.append(torch.cat([places[:, question.digits] for places in found]))
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
@@ -293,14 +296,8 @@ def train_reader(
         states = states.float()
         return model.lm_head(language.norm(states + layer.mlp(layer.post_attention_layernorm(states)))).log_softmax(-1)
 
-    per_epoch = len(tokens) // batch
-    steps = epochs * per_epoch
-    bar = tqdm(range(steps), desc="the last MLP", unit="step", mininterval=5)
-    for step in bar:
-        if step % per_epoch == 0:
-            order = torch.randperm(len(tokens)).split(batch)
-        set_rate(optimizers, learning_rate, step / steps, 20 / steps)
-        rows = order[step % per_epoch]
+    def learn(rows: torch.Tensor) -> list[float]:
+        """Each question's loss about some faces, and the gradients of all."""
         after.zero_grad()
         losses = []
         columns = zip(questions, given, between, labels, tables, spreads, strict=True)
@@ -309,13 +306,28 @@ def train_reader(
             form = nn.functional.nll_loss(say(few).transpose(1, 2), wanted.expand(len(few), -1))
             losses.append(value_loss(question, say(places[rows]), own[rows], table, spread) + form)
         sum(losses).backward()
+        return [loss.item() for loss in losses]
+
+    per_epoch = len(tokens) // batch
+    steps = epochs * per_epoch
+    bar = tqdm(range(steps), desc="the last MLP", unit="step", mininterval=5)
+    for step in bar:
+        if step % per_epoch == 0:
+            order = torch.randperm(len(tokens)).split(batch)
+        set_rate(optimizers, learning_rate, step / steps, 20 / steps)
+        losses = learn(order[step % per_epoch])
         nn.utils.clip_grad_norm_(after.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         if step % 20 == 0:
-            gc.collect()  # see checkpoint/estimates.py
             named = zip(questions, losses, strict=True)
-            bar.set_postfix({question.name: f"{loss.item():.3f}" for question, loss in named})
+            bar.set_postfix({question.name: f"{loss:.3f}" for question, loss in named})
+    norm, parts = layer.post_attention_layernorm, math.ceil(len(tokens) / PART)
+    reaching = sum(
+        operations(list, states(model, question, tokens[:PART], own[:PART], norm))
+        for question, own in zip(questions, labels, strict=True)
+    )
+    return parts * reaching + steps * operations(learn, torch.arange(batch))
 
 
 def main() -> None:
@@ -338,9 +350,9 @@ def main() -> None:
     model, processor = open_model(args.model)
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(*args.data_dir)
-    limit = min(args.limit or args.states, args.states) if args.again else args.limit  # the linear fits take all faces
-    faces, rows = read_shards(files, limit), read_labels(files)[:limit]
+    faces, rows = read_shards(files, args.limit), read_labels(files)[: args.limit]
     kept = lifelike(rows)
+    kept = kept[torch.randperm(len(kept))]  # the MLP learns from the first of them: of every folder
     images, rows = faces["images"][kept.cpu()], [rows[k] for k in kept.tolist()]
     if args.encoder:
         processor.image_processor = BitImageProcessorPil.from_pretrained(args.encoder)
@@ -357,18 +369,16 @@ def main() -> None:
     tokens = torch.cat([encode(model.model.vision_tower, middle(part.to(model.device))) for part in parts])
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows) for question in questions]
-    with FlopCounterMode(display=False) as counter:
-        if args.again:
-            train_estimates(model, questions, tokens, labels, args.steps)
-        else:
-            append_reader(model, questions, tokens, labels)
-        some = [own[: args.states] for own in labels]
-        train_reader(model, questions, tokens[: args.states], some, args.epochs, args.learning_rate, args.batch_size)
+    if args.again:
+        cost = json.loads((Path(args.model) / "cost.json").read_text())
+        cost["reading"] += train_estimates(model, questions, tokens, labels, args.steps)
+    else:
+        cost = {"reading": operations(append_reader, model, questions, tokens, labels)}
+    some = tokens[: args.states], [own[: args.states] for own in labels]
+    cost["reading"] += train_reader(model, questions, *some, args.epochs, args.learning_rate, args.batch_size)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     # In floating-point operations; what comes next adds its own.
-    cost = json.loads((Path(args.model) / "cost.json").read_text()) if args.again else {"reading": 0}
-    cost["reading"] += counter.get_total_flops()
     (Path(args.output_dir) / "cost.json").write_text(json.dumps(cost) + "\n")
 
 

@@ -333,12 +333,13 @@ def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, tex
     trained = {"multi_modal_projector.weight", "multi_modal_projector.bias"}
     trained.add(f"language_model.layers.{len(model.model.language_model.layers) - 1}.self_attn.v_proj.weight")
     kept = copy.deepcopy(model.model.state_dict())
-    train_estimates(model, questions, said, labels, 60)
+    cost = train_estimates(model, questions, said, labels, 60)
     hook = layer.input_layernorm.register_forward_hook(lambda module, given, made: found.append(made))
     assert before.mean() < 0.1 and told(2).mean() > 0.3
     hook.remove()
     changed = {name for name, weight in model.model.state_dict().items() if not torch.equal(weight, kept[name])}
     assert changed == trained
+    assert cost == 5 * train_estimates(model, questions, said, labels, 12) > 0
 
 
 def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_first, rows):

@@ -83,7 +83,12 @@ def other_sides(units: list[ActionUnit]) -> list[int]:
     >>> other_sides(select("FEAFA12,FEAFA13,FEAFA1,FEAFA24"))
     [1, 0, -1, 3]
     """
-    return [units.index(other) if other in units else -1 for other in (unit.mirrored() for unit in units)]
+    # Of one's own units the codes do not tell which is the other side, but what they say does.
+    told = [(unit.name, unit.action, unit.region, unit.muscles, unit.side) for unit in units]
+    others = [
+        (unit.name, unit.action, unit.region, unit.muscles, unit.side) for unit in (unit.mirrored() for unit in units)
+    ]
+    return [told.index(other) if other in told else -1 for other in others]
 
 
 def _swap(text: str) -> str:

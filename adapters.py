@@ -189,7 +189,7 @@ def trained_on(datasets: Iterable[str], base: str) -> list[str]:
         inherited = ModelCard.load(str(cached_file(base, "README.md"))).data.datasets or []
     except OSError:  # it has no card, or none that can be reached
         inherited = []
-    return sorted({*datasets, *inherited})
+    return sorted({*datasets, *([inherited] if isinstance(inherited, str) else inherited)})
 
 
 def never_seen(
@@ -229,7 +229,7 @@ def check_push(names: list[str], public: bool, licence: str | None, base: str | 
     Raises:
         ValueError: It may not, or nobody could load it.
     """
-    restricted = [name for name in names if name in RESTRICTED]
+    restricted = [name for name in names if name.lower() in RESTRICTED]
     if public and restricted and not licence:
         raise ValueError(
             f"Weights trained on {', '.join(name.upper() for name in restricted)} fall under the agreements of these "
@@ -266,7 +266,7 @@ def make_card(
         data: Data set, task, split, samples.
         recipe (`str`): The recipe's text.
     """
-    restricted = [name for name in names if name in RESTRICTED]
+    restricted = [name for name in names if name.lower() in RESTRICTED]
     warning = ""
     if restricted:
         terms = f"Published under: {licence}." if licence else "Do not pass them on without their owners' consent."

@@ -53,9 +53,23 @@ def answer_text(unit: dict, task: str) -> str:
 
     >>> answer_text({"value": 1, "expected_value": 0.93}, "detection")
     'present'
+    >>> answer_text({"value": 0.93, "expected_value": 0.93}, "detection")  # with decision="mean"
+    '0.93'
     """
-    chosen = get_task(task)
-    return ("absent", "present")[unit["value"]] if len(chosen.values) == 2 else chosen.write(unit["value"])
+    chosen, value = get_task(task), unit["value"]
+    if value not in chosen.values:  # a mean
+        return f"{value:.2f}"
+    return ("absent", "present")[int(value)] if len(chosen.values) == 2 else chosen.write(value)
+
+
+def is_active(unit: dict, task: str) -> bool:
+    """Whether an answer says that a unit acts: a value above the lowest, or a mean that is nearer to such a value.
+
+    >>> is_active({"value": 0.3}, "detection"), is_active({"value": 0.3, "threshold": 0.25}, "detection")
+    (False, True)
+    """
+    lowest, second = get_task(task).values[:2]
+    return unit["value"] >= unit.get("threshold", (lowest + second) / 2)
 
 
 def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title: str | None = None) -> Image.Image:
@@ -111,7 +125,7 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
         draw.text((across(tick), bottom + 2), f"{tick:g}", PALE, _font(size - 2), anchor="mt")
     for index, (code, unit) in enumerate(action_units.items()):
         middle = top + row * index + row / 2
-        active = unit["value"] > low
+        active = is_active(unit, task)
         draw.text((pad, middle), code, INK, bold, anchor="lm")
         name = _fit(unit["name"], plain, left - pad - code_width - size / 2)
         draw.text((pad + code_width, middle), name, INK, plain, anchor="lm")
@@ -152,7 +166,7 @@ def draw_faces(image: Image.Image, faces: list[dict]) -> Image.Image:
         x0, y0, x1, y1 = face["box"] or (0, 0, image.width - 1, image.height - 1)
         draw.rectangle([x0, y0, x1, y1], outline="white", width=line + 2)
         draw.rectangle([x0, y0, x1, y1], outline=colour, width=line)
-        active = [code for code, unit in face["action_units"].items() if unit["value"] > 0]
+        active = [code for code, unit in face["action_units"].items() if is_active(unit, face["task"])]
         _tag(draw, image, str(number), x0, y0, colour, font, above=True)
         if active:
             room = max(x1 - x0, side / 3)
@@ -234,8 +248,8 @@ def draw_evidence(crop: Image.Image, action_units: dict[str, dict], task: str, w
     shown = {code: unit for code, unit in action_units.items() if "evidence" in unit}
     if not shown:
         raise ValueError("The results hold no evidence; ask the pipeline with return_evidence=True.")
-    low, columns = get_task(task).values[0], 4
-    active = {code: unit for code, unit in shown.items() if unit["value"] > low}
+    columns = 4
+    active = {code: unit for code, unit in shown.items() if is_active(unit, task)}
     if not active:
         highest = sorted(shown, key=lambda code: -shown[code]["expected_value"])[:columns]
         active = {code: shown[code] for code in highest}
@@ -334,9 +348,10 @@ def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, ti
     small = max(8, min(size, round(step / 1.25)))
     for place, code in enumerate(order):
         unit = action_units[code]
-        font = _font(small, bold=unit["value"] > low)
+        active = is_active(unit, task)
+        font = _font(small, bold=active)
         text = _fit(f"{code}  {unit['expected_value']:.2f}  {unit['name']}", font, width - side - size)
-        draw.text((side, top + (place + 0.5) * step), text, INK if unit["value"] > low else PALE, font, anchor="lm")
+        draw.text((side, top + (place + 0.5) * step), text, INK if active else PALE, font, anchor="lm")
     return image
 
 

@@ -51,13 +51,16 @@ def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
         leave_out (`Path`, *optional*): The overlays' folder, whose files are no inputs either.
 
     Raises:
-        ValueError: An address of a video, or a folder or pattern all of whose files lie in `leave_out`.
+        ValueError: An empty text, an address of a video, or a folder or pattern all of whose files lie in `leave_out`.
     """
     found: list[str] = []
     spared = leave_out and Path(os.path.abspath(leave_out))  # it and what holds it may be named differently
     for text in inputs:
         if text == "-":
-            found += expand((line.strip() for line in sys.stdin if line.strip()), leave_out)
+            lines = (os.fsdecode(line).strip() for line in sys.stdin.buffer)  # names need not be UTF-8
+            found += expand((line for line in lines if line), leave_out)
+        elif not text:
+            raise ValueError("An input is an empty text, as from a variable that is not set; name a file or a folder.")
         elif _is_address(text) and is_video(text):
             raise ValueError(f"{text}: videos are not fetched; download it, and give the file.")
         elif Path(text).is_dir() or (glob.has_magic(text) and not Path(text).exists()):

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from .action_units import write_answer
 from .demo import data_uri, template
-from .drawing import draw_evidence, draw_faces
+from .drawing import draw_evidence, draw_faces, is_active
 from .face_alignment import Face
 from .face_regions import draw_regions
 from .films import FACES, entry, write_timelines
@@ -84,7 +84,7 @@ def _check_size(path: str, most: int) -> None:
 
 
 def _regions(face: Face, answers: dict, units: list) -> dict:
-    active = [unit for unit in units if answers["action_units"][unit.code]["value"] > 0]
+    active = [unit for unit in units if is_active(answers["action_units"][unit.code], answers["task"])]
     return {"active": [unit.code for unit in active], "picture": data_uri(draw_regions(face.crop, active))}
 
 

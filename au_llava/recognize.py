@@ -157,7 +157,7 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict
     many processes it is done."""
     photos, size = [name for name in inputs if not is_video(name)], 4 * arguments.batch_size
     groups = [photos[start : start + size] for start in range(0, len(photos), size)][mine]
-    groups = [group for group in groups if not journal.done.issuperset(inputs[name].part for name in group)]
+    groups = [group for group in groups if not all(_is_done(journal, inputs[name], arguments) for name in group)]
     quiet, undrawn = None if groups and mine.start == 0 else True, 0
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
@@ -172,6 +172,12 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict
                     bar.update()
             journal.add(found)
     return undrawn
+
+
+def _is_done(journal: Journal, photo: Input, arguments: Namespace) -> bool:
+    """Whether nothing of a photograph is missing: no rows and, if it could be opened, no overlay."""
+    drawn = not arguments.overlay or _overlay(arguments.overlay, f"{photo.place}.png").is_file()
+    return photo.part in journal.done and (drawn or photo.part in journal.failed)
 
 
 def _do_video(journal: Journal, pipe, name: str, part: str, asked: list[Question], arguments: Namespace) -> None:
@@ -286,6 +292,8 @@ def _check_overlay(target: Path, inputs: list[str]) -> None:
     endings = (".mp4",) if is_video(inputs[0]) else PICTURES
     if target.suffix.lower() not in endings:
         raise ValueError(f"--overlay {target}: for {inputs[0]} name a folder, or a file in {', '.join(endings)}.")
+    if target.exists() and Path(inputs[0]).exists() and target.samefile(inputs[0]):
+        raise ValueError(f"--overlay {target} is the input, which would be lost; name another file, or a folder.")
 
 
 def _is_file(target: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .action_units import CATALOGUE, get_task
+from .drawing import answer_text
 from .photos import Photo, Question
 
 
@@ -214,6 +215,5 @@ def text_table(entries: list[dict]) -> str:
 def _cell(unit: dict | None, task: str) -> str:
     if unit is None:
         return "."
-    chosen = get_task(task)
-    answer = ("no ", "yes")[unit["value"]] if len(chosen.values) == 2 else chosen.write(unit["value"])
+    answer = {"absent": "no ", "present": "yes"}.get(text := answer_text(unit, task), text)
     return f"{answer} ({unit['expected_value']:.2f})"

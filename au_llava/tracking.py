@@ -14,7 +14,8 @@ class Tracker:
     swap places between two frames swap ids.
 
     Args:
-        patience (`float`, defaults to 1.0): Seconds that an id waits for a face that was lost.
+        patience (`float`, defaults to 1.0): Seconds that an id waits for a face that was lost; until the next frame at
+            least, however far that is.
 
     Example:
 
@@ -26,7 +27,7 @@ class Tracker:
     """
 
     def __init__(self, patience: float = 1.0):
-        self.patience, self.count = patience, 0
+        self.patience, self.count, self.time = patience, 0, 0.0
         self.last: dict[int, tuple[float, Box]] = {}
 
     def update(self, time: float, boxes: list[Box]) -> list[int]:
@@ -36,7 +37,11 @@ class Tracker:
             time (`float`): When the frame is shown, in seconds; not before the last one.
             boxes (`list`): The faces' boxes, (x0, y0, x1, y1) in pixels.
         """
-        self.last = {number: seen for number, seen in self.last.items() if time - seen[0] <= self.patience}
+        self.last = {
+            number: (when, box)
+            for number, (when, box) in self.last.items()
+            if time - when <= self.patience or when == self.time
+        }
         known, ids = list(self.last), [0] * len(boxes)
         if known and boxes:
             # Cut off at 1, so that pairs that cannot be are all alike and none is worth giving up a good pair for.
@@ -52,7 +57,8 @@ class Tracker:
         return ids
 
     def note(self, time: float, faces) -> None:
-        """Remember `(id, box)` pairs that are known already, as when a job goes on."""
+        """Remember a frame's `(id, box)` pairs that are known already, as when a job goes on."""
+        self.time = time
         for number, box in faces:
             self.last[number] = (time, box)
             self.count = max(self.count, number)

@@ -130,12 +130,11 @@ def recognize_video(
     Raises:
         ValueError: The video ends before its time; the rows until there have been given.
     """
-    tracker = Tracker(max(1.0, 3 / (per_second or video.rate)))
+    tracker = Tracker(max(1.0, 3 / min(per_second or video.rate, video.rate)))
     start, seen = 0, -1
     for row in earlier:
         start, seen = row["frame"] + 1, row["frame"]
-        if row["status"] == "ok":
-            tracker.note(row["time"], [(row["face"], _box(row))])
+        tracker.note(row["time"], [(row["face"], _box(row))] if row["status"] == "ok" else [])
     last = -1
 
     def kept() -> Iterator[Frame]:

@@ -14,6 +14,7 @@ from au_llava.action_units import (
     describe,
     get_task,
     known,
+    other_sides,
     parse_answer,
     select,
     write_answer,
@@ -39,6 +40,12 @@ def test_feafa_mirror_is_the_published_permutation():
     published = [1, 0, 3, 2, 5, 4, 7, 6, 8, 10, 9, 12, 11, 14, 13, *range(15, 24)]
     codes = list(PRESETS["feafa"])
     assert [codes.index(CATALOGUE[code].mirrored().code) for code in codes] == published
+
+
+def test_the_other_side_of_a_user_unit_is_found_by_what_it_says():
+    left = ActionUnit("WL", "Left Wink", "the left eye closes", "left eyelids", side="left")
+    right = ActionUnit("WR", "Right Wink", "the right eye closes", "right eyelids", side="right")
+    assert other_sides([left, *select("AU12"), right]) == [2, 1, 0] and other_sides([left]) == [-1]
 
 
 def test_mirroring_swaps_the_wording_of_a_user_unit_and_is_its_own_inverse():

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,8 +229,14 @@ def test_inputs_are_found_everywhere_once(photos, monkeypatch):
             expand(["in/s*"], Path(folder))
     with pytest.raises(ValueError, match="--overlay in holds all of in; name another folder"):
         expand(["in"], Path("in"))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("in/a.png\n\n  in/sub\nhttps://example.org/x?y=1\n"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"in/a.png\n\n  in/sub\nhttps://example.org/x?y=1\n"))
+    )
     assert expand(["-"]) == [*photos, "https://example.org/x?y=1"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"in/a.png\ncaf\xe9.jpg\n"), encoding="utf-8"))
+    assert expand(["-"]) == ["in/a.png", os.fsdecode(b"caf\xe9.jpg")], "a name that is no UTF-8"
+    with pytest.raises(ValueError, match="An input is an empty text"):
+        expand([""])
 
 
 def test_what_the_command_wrote_is_no_input(photos):
@@ -284,6 +291,26 @@ def test_what_cannot_be_drawn_costs_no_answer(au, photos):
     assert code == 1 and "au-llava: in/a.png: not drawn (" in err and "3 inputs, 0 failed, 1 not drawn" in err
     assert [row["status"] for row in read("t.csv")] == ["ok"] * 3 and Path("drawn/sub/b.jpg.png").is_file()
     assert au("recognize", photos[0], "--overlay", "drawn")[:2] == (1, au("recognize", photos[0])[1])
+
+
+def test_an_overlay_never_takes_its_input_s_place(au, photos):
+    before = Path(photos[0]).read_bytes()
+    for name in (photos[0], str(Path(photos[0]).absolute())):
+        code, _, err = au("recognize", photos[0], "--overlay", name, "--output", "t.csv")
+        assert code == 2 and f"--overlay {name} is the input, which would be lost" in err
+    assert Path(photos[0]).read_bytes() == before
+
+
+def test_a_job_that_goes_on_draws_what_is_missing(au, photos, monkeypatch):
+    Path("in/sub/broken.png").touch()
+    Path("drawn/a.png.png/x").mkdir(parents=True)
+    asked = ("in", "--overlay", "drawn", "--output", "t.csv", "--batch-size", "1")
+    stop_before_the_table(monkeypatch, au, *asked)
+    shutil.rmtree("drawn/a.png.png")
+    code, _, err = au("recognize", *asked)
+    assert code == 1 and "4 inputs, 1 failed:" in err, "the broken one"
+    assert sorted(path.name for path in Path("drawn").rglob("*.png")) == ["a.png.png", "b.jpg.png", "c.JPEG.png"]
+    assert [row["file"] for row in read("t.csv")] == [photos[0], *photos[1:2], "in/sub/broken.png", photos[2]]
 
 
 def test_openface_columns(au, photos):

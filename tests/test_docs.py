@@ -68,7 +68,7 @@ def run_line(line: str, folder: str, monkeypatch) -> None:
     *feed, command = line.split(" | ")
     if feed:
         listed = subprocess.run(shlex.split(feed[0]), capture_output=True, text=True, check=True).stdout
-        monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
     name, *arguments = shlex.split(command)
     assert name == "au-llava", f"{line}: say what it needs, or teach this test to run it"
     assert main(arguments if arguments[0] == "describe" else [*arguments, "--model", folder]) == 0, line

@@ -17,7 +17,9 @@ from au_llava.drawing import (
     draw_face_map,
     draw_faces,
     draw_sheet,
+    is_active,
 )
+from au_llava.tables import text_table
 
 
 def face(task, expected, box=(40, 50, 140, 160), **more):
@@ -52,6 +54,22 @@ def test_bars_are_as_long_as_the_expected_values(task, width):
     expected = np.resize(shares, len(select(None, task)))
     assert np.allclose(np.array(rows) / full, expected, atol=2 / full)
     assert (track | active | inactive).any(1).sum() > len(rows)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_means_are_drawn_as_numbers(task):
+    highest = TASKS[task].values[-1]
+    unit = {"name": "A", "value": 0.437 * highest, "probability": None, "expected_value": 0.437 * highest}
+    slight = unit | {"value": 0.001 * highest, "expected_value": 0.001 * highest}
+    assert answer_text(unit, task) == f"{0.437 * highest:.2f}"
+    assert is_active(unit, task) == (task != "detection") and not is_active(slight, task)
+    assert is_active(unit | {"threshold": 0.4}, "detection")
+    entry = {"box": [0, 0, 90, 90], "score": None, "task": task, "action_units": {"AU1": unit, "AU2": slight}}
+    drawn = draw_bars(entry["action_units"], task)
+    assert pixels(drawn, ACTIVE).any() == (task != "detection")
+    draw_sheet(Image.new("RGB", (100, 100)), [entry])
+    draw_face_map(entry["action_units"], task)
+    assert f"{0.437 * highest:.2f} (" in text_table([entry])
 
 
 def test_only_an_active_unit_has_a_coloured_bar():

@@ -20,7 +20,7 @@ from trl import SFTTrainer
 
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.adapters import assemble, check_push, make_card, never_seen
+from au_llava.adapters import assemble, check_push, make_card, never_seen, trained_on
 from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.datasets_scripts.sources import Source, draw_people
@@ -575,6 +575,13 @@ def test_what_may_go_to_the_hub():
     check_push(["bp4d"], public=True, licence="BP4D agreement, consent of 1 May 2026", base=None)
     with pytest.raises(ValueError, match=r"trained on BP4D, FEAFA .* --public_licence"):
         check_push(["bp4d", "feafa", "own"], public=True, licence=None, base=None)
+
+
+def test_a_card_written_by_hand_names_its_data_sets_too(tmp_path):
+    for text in ("bp4d", "BP4D", "[own, BP4D]"):
+        (tmp_path / "README.md").write_text(f"---\ndatasets: {text}\n---\n# A model\n")
+        with pytest.raises(ValueError, match="trained on BP4D fall under"):
+            check_push(trained_on([], str(tmp_path)), public=True, licence=None, base=None)
 
 
 def test_a_push_is_refused_before_the_training(run, recipe, tiny, tmp_path):

@@ -396,6 +396,19 @@ def test_ids_follow_places():
     assert tracker.update(2.6, [(150, 500, 250, 600), (330, 0, 430, 100)]) == [5, 4]
 
 
+def test_a_face_keeps_its_id_from_frame_to_frame_however_far_apart_they_are():
+    first, resumed = Tracker(patience=1.0), Tracker(patience=1.0)
+    still, other = (400, 200, 600, 400), (0, 0, 100, 100)
+    assert first.update(0.0, [still, other]) == [1, 2]
+    assert first.update(2.0, [still]) == [1]
+    assert first.update(4.0, [other, still]) == [3, 1], "the other was lost for longer than it is waited for"
+    for when, faces in ((0.0, [(1, still), (2, other)]), (2.0, [(1, still)])):
+        resumed.note(when, faces)
+    assert resumed.update(4.0, [other, still]) == [3, 1]
+    first.update(6.0, [])
+    assert first.update(8.0, [still]) == [4]
+
+
 def test_a_face_that_stays_keeps_its_id_whatever_the_others_do():
     tracker, still = Tracker(), (400, 200, 600, 400)
     assert tracker.update(0.0, [(50, 250, 150, 350), still]) == [1, 2]

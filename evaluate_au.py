@@ -98,6 +98,9 @@ def arguments() -> argparse.Namespace:
             (*_ASKED, "split", "decision"),
             "the card tells how users are answered, on all test pictures",
         )
+    names = [Path(folder).name for folder in args.beside]
+    if len(set(names)) < len(names):
+        parser.error(f"--beside {' '.join(args.beside)}: rows are named by their folders; give folders of other names")
     args.fold = FOLDS[args.fold]
     if args.predictions:  # about what they were made for
         origin = read_origin(args.predictions)

@@ -205,6 +205,11 @@ def copy_files(model: Path, results: str | Path | None, stage: Path) -> None:
             raise FileNotFoundError(f"{source}: no such file; write it, or take it out of what is published.")
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, stage / name)
+    if results:  # agreements on data sets forbid to pass pictures of their people on
+        from evaluation.report import without_faces  # takes seconds: it brings the drawing
+
+        report = stage / "results" / "report.html"
+        report.write_text(without_faces(report.read_text(encoding="utf-8")), encoding="utf-8")
     if "adapter_config.json" in sources:
         base = json.loads((stage / "adapter_config.json").read_text())["base_model_name_or_path"]
         if Path(base).is_dir() or base.startswith((".", "/", "~")):

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from .. import action_units
+from ..face_alignment import which_detector
 from . import instructions, recordings
 from .instructions import FEATURES, Question, instruct, make_row, relations_in
 from .preparation import Settings, digest, digest_code, plan, prepare
@@ -64,14 +65,18 @@ class CropsConfig(datasets.BuilderConfig):
         return f"{super().create_config_id({}, custom_features)}-{digest([self._crops(), options, code])}"
 
     def _crops(self) -> str:
-        """The fingerprint of the crops that this config asks for."""
-        if self.data_dir is not None:
-            return plan(self.recordings(), Settings(self.detector))[0]["fingerprint"]
-        if self.crops_dir is None:
+        """What tells the crops of this config from all others: their fingerprint, and what found the faces."""
+        if self.data_dir is None and self.crops_dir is None:
             raise ValueError(
                 "Give data_dir, the data set's folder, or crops_dir, a folder of prepared crops, or both."
             )
-        return read_manifest(self.crops_dir)["fingerprint"]
+        there = self.crops_dir is not None and Path(self.crops_dir, "manifest.json").is_file()
+        manifest = read_manifest(self.crops_dir) if there or self.data_dir is None else {}
+        if self.data_dir is not None:
+            fingerprint = plan(self.recordings(), Settings(self.detector))[0]["fingerprint"]
+        else:
+            fingerprint = manifest["fingerprint"]
+        return digest([fingerprint, manifest.get("detector") or Path(which_detector(self.detector)).name])
 
 
 class CropsBuilder(datasets.GeneratorBasedBuilder):
@@ -123,7 +128,9 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
     def _prepare(self) -> Path:
         """Make what is missing of the crops; by default all folds share a folder of them in the cache."""
         found, settings = self.config.recordings(), Settings(self.config.detector)
-        kind = digest([plan(found, settings)[0][key] for key in ("task", "action_units", "settings")])
+        head = plan(found, settings)[0]
+        found_by = Path(which_detector(settings.detector)).name
+        kind = digest([*(head[key] for key in ("task", "action_units", "settings")), found_by])
         folder = Path(self.config.crops_dir or Path(self.cache_dir).parents[1] / f"crops-{kind}")
         prepare(found, folder, settings, self.config.workers)
         return folder

@@ -42,8 +42,9 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
         problems (`list[str]`): Gets a line for everything that is wrong; such lines are left out.
 
     Returns:
-        `tuple`: The codes of the label columns, and for each line `image`, `subject`, `sequence`, `frame`, `split` and
-        `labels`, a list of values with NaN for unknown.
+        `tuple`: The codes of the label columns, and for each line `line` (its number), `image`, `subject`, `sequence`,
+        `frame`, `split` and `labels`, a list of values with NaN for unknown. Where two people have a sequence of one
+        name, the person's name goes before it.
     """
     lines = read_lines(path, problems)
     header = lines[0][1] if lines else []
@@ -65,6 +66,7 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
             subject = row.get("subject") or row.get("sequence") or row["image"]
             rows.append(
                 {
+                    "line": number,
                     "image": path.parent / row["image"],
                     "subject": subject,
                     "sequence": row.get("sequence") or subject,
@@ -78,6 +80,13 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
     if "split" not in header:
         tested = _tested({row["subject"] for row in rows})
         rows = [row | {"split": "test" if row["subject"] in tested else "train"} for row in rows]
+    # Recordings of two people may have one name, such as T1; crops are kept by it.
+    owners = defaultdict(set)
+    for row in rows:
+        owners[row["sequence"]].add(row["subject"])
+    for row in rows:
+        if len(owners[row["sequence"]]) > 1:
+            row["sequence"] = f"{row['subject']}/{row['sequence']}"
     return codes, rows
 
 
@@ -113,13 +122,19 @@ def find_recordings(csv: str | Path, task: str = "detection", skip_bad_labels: b
     problems: list[str] = []
     codes, rows = read_csv(Path(csv), task, problems)
     groups: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
+    splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         group = groups[row["subject"], row["sequence"]]
         if row["frame"] in group:
-            problems.append(f"{csv}: frame {row['frame']} of {row['sequence']} stands there twice")
-        group[row["frame"]] = row
-    names = [sequence for _, sequence in groups]
-    problems += [f"{csv}: sequence {name} has two subjects" for name in sorted(set(names)) if names.count(name) > 1]
+            problems.append(f"{csv}:{row['line']}: frame {row['frame']} of {row['sequence']} stands there twice")
+        group.setdefault(row["frame"], row)
+        splits[row["subject"]].add(row["split"])
+    both = [name for name, own in splits.items() if len(own) > 1]
+    if both:  # nothing that could be left out
+        raise ValueError(
+            f"{csv}: {', '.join(both[:5])} in the splits train and test; a person in both would be known to the model "
+            "that is tested. Mend the column split, or leave it out: then people are divided."
+        )
     settle(problems, skip_bad_labels)
     if not rows:
         raise ValueError(f"{csv}: no line below the header can be used; give a line for each picture.")

@@ -66,7 +66,8 @@ class Source:
                 out of range.
         """
         place, _, query = self.text.removeprefix(f"{self.name}:").partition("?")
-        options = {key: yaml.safe_load(value) for key, value in parse_qsl(query)}
+        pairs = parse_qsl(query.replace("+", "%2B"))  # a plus in a folder's name is no blank
+        options = {key: value if key == "crops_dir" else yaml.safe_load(value) for key, value in pairs}
         split = options.pop("split", split)
         if not self.name:
             parts = [_read_folder(Path(place), split)]

@@ -52,7 +52,7 @@ def intensity_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
     n, x, y, xx, yy, xy, error, strong_error, strong = np.moveaxis(sums, -1, 0)
     mx, my = _ratio(x, n), _ratio(y, n)
     vx, vy, cov = (_ratio(square, n) - mean for square, mean in ((xx, mx * mx), (yy, my * my), (xy, mx * my)))
-    varied = (vx > 1e-9) & (vy > 1e-9)  # less is rounding of the sums
+    varied = (vx > 1e-11 * _ratio(xx, n)) & (vy > 1e-11 * _ratio(yy, n))  # less is rounding of the sums
     gap = (mx - my) ** 2
     between, residual = (
         (vx + vy) / 2 + cov,
@@ -110,11 +110,17 @@ def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> di
         scores: [`detection_scores`] or [`intensity_scores`].
 
     Returns:
-        `dict[str, numpy.ndarray]`: For each score `(resamples, units)`.
+        `dict[str, numpy.ndarray]`: For each score `(resamples, units)`, NaN if each fold has one person only.
     """
     drawn = draw_people([len(fold) for fold in people], resamples)
     folds = [scores(np.tensordot(weights, fold, axes=1)) for weights, fold in zip(drawn, people, strict=True)]
-    return {name: mean_over([fold[name] for fold in folds]) for name in folds[0]}
+    return _of_several(drawn, {name: mean_over([fold[name] for fold in folds]) for name in folds[0]})
+
+
+def _of_several(drawn: list[np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Scores of resamples; NaN where each fold has one person only, for that one says nothing of others."""
+    alone = all(weights.shape[1] < 2 for weights in drawn)
+    return {name: np.full_like(score, np.nan) if alone else score for name, score in scores.items()}
 
 
 def resample_ranks(
@@ -141,7 +147,8 @@ def resample_ranks(
             for rows, owner, weights in zip(parts, owners, drawn, strict=True)
         ]
     )  # (folds, units, scores, resamples)
-    return dict(zip(("roc_auc", "average_precision"), mean_over(found).swapaxes(0, 1).swapaxes(1, 2), strict=True))
+    scores = zip(("roc_auc", "average_precision"), mean_over(found).swapaxes(0, 1).swapaxes(1, 2), strict=True)
+    return _of_several(drawn, dict(scores))
 
 
 def rank_scores(labels: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import datasets
 import numpy as np
@@ -12,9 +13,6 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from au_llava.action_units import PRESETS
-from au_llava.datasets_scripts.bp4d import Bp4d
-from au_llava.datasets_scripts.disfa import Disfa
-from au_llava.datasets_scripts.feafa import Feafa
 from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
@@ -48,7 +46,6 @@ PROTOCOLS = {
 }
 RENDERED = ("synthetic", "synthetic_facs")
 OWN = "csv"  # begins the name of a data set that someone brought, `csv:labels` of `labels.csv`
-_BUILDERS = {"bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa}
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
@@ -167,8 +164,9 @@ def read_set(
 
     Args:
         dataset (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa`, `feafa` or `csv`.
-        data_dir: Rendered shards, or prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on); for `csv`
-            the file with the options of [`CsvLabels`], as in `labels.csv?task=intensity&crops_dir=data/mine`.
+        data_dir: Rendered shards; prepared crops (`python -m au_llava.datasets_scripts.bp4d` and so on), with options
+            that say whose pictures they are, as in `data/bp4d?naming=megraphau`; for `csv` the file with the options
+            of [`CsvLabels`], as in `labels.csv?task=intensity&crops_dir=data/mine`.
         split (`str`): `test`, `train` or `validation`. All but rendered faces come without a validation split: there
             it is the training pictures of those people whom `train_sft.py --held_out 0.2` leaves out.
         protocol (`str`): `standard` or `paper`; see `PROTOCOLS`.
@@ -190,12 +188,10 @@ def read_set(
         return _read_own(str(data_dir), split, limit)
     parts = []
     for number in (0,) if single else (fold,) if fold else (1, 2, 3):
-        options = {"config_name": "paper"} if single else {"config_name": f"fold{number}"}
+        config = "config_name=paper" if single else f"config_name=fold{number}"
         if dataset == "feafa" and not single:
-            options = {"config_name": "subject", "fold": number}
-        builder = _BUILDERS[dataset](crops_dir=str(data_dir), **options)
-        builder.download_and_prepare()
-        rows = _read_split(builder.as_dataset, split, limit)
+            config = f"config_name=subject&fold={number}"
+        rows = _read_split(_source(dataset, str(data_dir), config), split, limit)
         parts.append(rows.add_column("fold", [number] * len(rows)))
     rows = datasets.concatenate_datasets(parts)
     labels = {QUESTIONS[dataset][-1][0]: np.array(rows["labels"], float)}
@@ -206,9 +202,26 @@ def read_set(
     return _from_crops(dataset, split, protocol, rows, list(rows["fold"]), _preset_units(dataset), labels)
 
 
-def _read_split(read: Callable[[str], datasets.Dataset], split: str, limit: int | None) -> datasets.Dataset:
+def _source(dataset: str, place: str, config: str = "") -> Source:
+    """Rows of a data set at a place with options.
+
+    Raises:
+        ValueError: The options say what the evaluation says itself.
+    """
+    folder, _, options = place.partition("?")
+    settled = {"split"} if is_own(dataset) else {"split", "config_name", "fold", "task", "threshold", "action_units"}
+    given = sorted(settled & {name for name, _ in parse_qsl(options)})
+    if given:
+        raise ValueError(
+            f"{place}: --data_dir goes without {', '.join(given)}; --split, --fold and --protocol say what is asked, "
+            "and keep people who are trained or calibrated on apart from those who are tested."
+        )
+    return Source(f"{dataset}:{folder}?{'&'.join(filter(None, (options, config)))}")
+
+
+def _read_split(source: Source, split: str, limit: int | None) -> datasets.Dataset:
     """A split of a data set that has `train` and `test` alone: `validation` is some of the people of `train`."""
-    rows = read("test" if split == "test" else "train")
+    (rows,) = source.rows("test" if split == "test" else "train")
     if split == "validation":
         _, rows = hold_out(rows, HELD_OUT)
     return _thin(rows, limit)
@@ -220,7 +233,7 @@ def _preset_units(dataset: str) -> dict[str, list[str]]:
 
 def _read_own(source: str, split: str, limit: int | None) -> EvaluationSet:
     """A csv of someone's own, as `datasets_scripts/csv_labels.py` reads it: one task, one test split."""
-    rows = _read_split(lambda part: Source(f"{OWN}:{source}").rows(part)[0], split, limit)
+    rows = _read_split(_source(OWN, source), split, limit)
     (asked,) = rows.select_columns(["task", "action_units"]).select([0])
     name = f"{OWN}:{Path(source.partition('?')[0]).stem}"
     labels = {asked["task"]: np.array(rows["labels"], float)}

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 from html import escape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .scores import CALIBRATED, MODEL, is_detection
 from .table import HEADLINES, NAMES, interval_cells, number, remarks, verdicts, with_interval
 
 
+FACES = "Best and worst answers of each Action Unit"  # above the pictures of people
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>%s</title><style>
@@ -61,6 +63,15 @@ def write_report(
     return path
 
 
+def without_faces(html: str) -> str:
+    """A report without the pictures of people in it.
+
+    >>> without_faces(f"<h2>Detection</h2><details><summary>{FACES}</summary><img src='...'></details><p>none</p>")
+    '<h2>Detection</h2><p>none</p>'
+    """
+    return re.sub(f"<details><summary>{FACES}</summary>.*?</details>", "", html, flags=re.DOTALL)
+
+
 def _facts(results: dict) -> str:
     settings, versions = results["settings"], results["versions"]
     rows = [
@@ -98,8 +109,7 @@ def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_s
     if evaluation_set is not None:
         sheet = faces.sheet(answers, evaluation_set)
         parts.append(
-            f"<details><summary>Best and worst answers of each Action Unit</summary><img src='{sheet}' "
-            "alt='faces with labels and answers'></details>"
+            f"<details><summary>{FACES}</summary><img src='{sheet}' alt='faces with labels and answers'></details>"
         )
     return "\n".join(parts)
 

@@ -129,16 +129,16 @@ def verdicts(result: dict) -> list[str]:
     """
     lines = []
     for pair in result["comparisons"]:
-        low, high = pair["low"], pair["high"]
+        low, high = (math.nan if pair[end] is None else pair[end] for end in ("low", "high"))
         ours, other = (
             f"{pair[who]} ({number(pair[value])})" for who, value in (("ours", "first"), ("other", "second"))
         )
-        if low <= 0 <= high:
+        if not (low > 0 or high < 0):  # NaN, too: where there is one person, nothing is known of others
             words = f"{ours} and {other} are not clearly apart"
         elif (low > 0) != (pair["metric"] in LESS_IS_BETTER):
             words = f"{ours} is better than {other}"
         else:
             words = f"{other} is better than {ours}"
-        span = f"{number(pair['difference'])} [{number(low)}, {number(high)}]"
+        span = with_interval(pair | {"value": pair["difference"]})
         lines.append(f"Mean {NAMES[pair['metric']]}: {words}; difference {span}.")
     return lines

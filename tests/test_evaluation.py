@@ -252,6 +252,7 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--predictions {} --fold 1 --calibrate", "--predictions goes without --fold, --calibrate"),
         ("--predictions {} --limit 3 --readout parallel", "--predictions goes without --limit, --readout"),
         ("--compare {0} {0} --calibrate --tasks detection", "--compare goes without --tasks, --calibrate"),
+        ("--model . --beside one/head two/head", "--beside one/head two/head: rows are named by their folders"),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(arguments, told, tmp_path, capsys):
@@ -378,6 +379,16 @@ def test_protocols_of_disfa(disfa_crops):
         read_set("synthetic", fold=2)
 
 
+def test_folds_are_counted_as_in_training(disfa_crops):
+    first, last = read_set("disfa", disfa_crops, fold=1), read_set("disfa", disfa_crops, fold=3)
+    turned = read_set("disfa", f"{disfa_crops}?naming=megraphau", fold=1)
+    assert turned.subjects == last.subjects != first.subjects
+    with pytest.raises(ValueError, match="goes without config_name, split, task"):
+        read_set("disfa", f"{disfa_crops}?config_name=fold2&split=test&task=detection", fold=1)
+    with pytest.raises(ValueError, match="nameing"):
+        read_set("disfa", f"{disfa_crops}?nameing=megraphau", fold=1)
+
+
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
 def test_validation_people_are_no_test_people(disfa_crops, protocol):
     for fold in (1, 2, 3):
@@ -442,6 +453,8 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
         evaluate(*asked, "--calibrate", "--output", tmp_path / "wrong")
     with pytest.raises(ValueError, match="no fold 2"):
         read_set("csv", own_csv, fold=2)
+    with pytest.raises(ValueError, match="--data_dir goes without split; --split, --fold"):
+        read_set("csv", f"{own_csv}&split=train")
 
 
 def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
@@ -556,6 +569,9 @@ def test_labels_are_mirrored_with_the_face():
 
 def test_protocols_of_feafa(folder, tmp_path, capsys):
     prepare(find_recordings(feafa_tree(tmp_path / "feafa")), tmp_path / "crops", Settings(detector="none"))
+    prepare(find_recordings(tmp_path / "feafa", "B"), tmp_path / "crops_b", Settings(detector="none"))
+    part_b = read_set("feafa", f"{tmp_path}/crops_b?part=B", protocol="paper", split="train")
+    assert {subject[:2] for subject in part_b.subjects} == {"SN"}
     standard = read_set("feafa", tmp_path / "crops")
     assert len(standard) == 12 and sorted(set(standard.folds)) == [1, 2, 3]
     data = ("--dataset", "feafa", "--data_dir", tmp_path / "crops", "--protocol", "paper")

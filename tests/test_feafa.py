@@ -194,6 +194,36 @@ def test_a_csv_needs_no_more_than_pictures_and_labels(tmp_path):
     assert [path.name for path in (tmp_path / "film" / "data").iterdir()] == ["film-00000.parquet"]
 
 
+def test_two_people_may_have_recordings_of_one_name(tmp_path):
+    csv, lines = tmp_path / "labels.csv", ["image,subject,sequence,frame,split,AU1"]
+    for value, (name, split) in enumerate({"anna": "train", "ben": "test", "cleo": "train"}.items()):
+        save(tmp_path / f"{name}.png", 40 + 80 * value)
+        lines += [f"{name}.png,{name},{sequence},{frame},{split},1" for sequence in ("T1", "T2") for frame in (1, 2)]
+    csv.write_text("\n".join([*lines, "dan.png,dan,T3,1,train,0"]))
+    save(tmp_path / "dan.png", 250)
+    builder = CsvLabels(data_dir=str(csv), cache_dir=str(tmp_path / "cache"), detector="none")
+    builder.download_and_prepare()
+    data = builder.as_dataset()
+    assert {(row["subject"], row["images"][0].getpixel((9, 9))[0]) for row in data["train"]} == {
+        ("anna", 40), ("cleo", 200), ("dan", 250)
+    }  # fmt: skip
+    assert (len(data["train"]), len(data["test"])) == (9, 4) and set(data["test"]["subject"]) == {"ben"}
+    assert set(data["train"]["sequence"]) == {"anna/T1", "anna/T2", "cleo/T1", "cleo/T2", "T3"}
+
+
+def test_nobody_is_in_both_splits_and_no_frame_stands_twice(tmp_path):
+    csv = tmp_path / "labels.csv"
+    csv.write_text("image,subject,split,AU1\na.png,anna,train,0\nb.png,ben,train,0\nc.png,anna,test,1\n")
+    for skip in (False, True):
+        with pytest.raises(ValueError, match="labels.csv: anna in the splits train and test"):
+            csv_labels.find_recordings(csv, skip_bad_labels=skip)
+    csv.write_text("image,subject,frame,AU1\na.png,anna,7,0\nb.png,ben,7,0\nc.png,anna,7,1\n")
+    with pytest.raises(ValueError, match="labels.csv:4: frame 7 of anna stands there twice"):
+        csv_labels.find_recordings(csv)
+    recording, _ = csv_labels.find_recordings(csv, skip_bad_labels=True)
+    assert "a.png" in recording.left_out[0][1] and len(recording.left_out) == 1, "the first of the two stays"
+
+
 def test_about_a_fifth_of_a_csvs_people_is_tested(tmp_path):
     csv, splits = tmp_path / "labels.csv", {}
     for people in (*range(1, 9), 200):  # none of the first eight is drawn

@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from hub_server import TOKEN, USER, Hub
 
+from evaluation.report import FACES
+
 
 # The client runs in a process of its own: it reads the Hub's address when huggingface_hub is imported.
 UPLOAD = """
@@ -231,7 +233,8 @@ def test_the_whole_way_there_and_back(hub, trained, tmp_path):
     results = tmp_path / "evaluation"
     results.mkdir()
     (results / "results.json").write_text("{}")
-    (results / "report.html").write_text("<p>figures</p>")
+    face = f"<details><summary>{FACES}</summary><img src='data:image/jpeg;base64,AAAA' alt='faces'></details>"
+    (results / "report.html").write_text(f"<p>figures</p>{face}<p>more</p>{face}")
     command = ["push_to_hub.py", "--model", trained, "--repo_id", f"{USER}/au", "--results", results, "--verify"]
     code, out, error = run(hub, tmp_path / "home", *command, "--tag", "v1")
     assert code == 0, error
@@ -239,6 +242,10 @@ def test_the_whole_way_there_and_back(hub, trained, tmp_path):
     assert f'revision="{oid}"' in out
     published = set(hub.repository(f"{USER}/au").find(oid).files)
     assert {"results/results.json", "model.safetensors", "modeling_au_llava.py", "decision.json"} <= published
+    code, _, error = run(hub, tmp_path / "home", "-c", DOWNLOAD, oid, tmp_path / "there")
+    assert code == 0, error
+    report = (tmp_path / "there" / "results" / "report.html").read_text()
+    assert report == "<p>figures</p><p>more</p>", "the people in a data set's pictures stay at home"
 
     expected = ask(trained)
     # A later version with other weights does not change what the first one answers.

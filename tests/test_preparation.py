@@ -14,7 +14,8 @@ from huggingface_hub import HfApi
 from PIL import Image
 from skimage.data import astronaut
 
-from au_llava.datasets_scripts import bp4d, disfa, preparation, report
+from au_llava.datasets_scripts import bp4d, builder, disfa, preparation, report
+from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.datasets_scripts.instructions import FreshSamples
 from au_llava.datasets_scripts.preparation import Settings, digest_code, prepare
 from au_llava.datasets_scripts.recordings import Recording
@@ -190,6 +191,26 @@ def test_crops_of_two_detectors_are_not_mixed(tmp_path, monkeypatch):
     assert prepare([first], out) == (manifest, 0)
     with pytest.raises(ValueError, match="crops found by cascade, and this run would add some found by det_10g.onnx"):
         prepare([first, second], out)
+
+
+def test_rows_follow_the_detector_that_found_the_faces(tmp_path, monkeypatch):
+    save(tmp_path / "face.png", 60)
+    (tmp_path / "labels.csv").write_text("image,AU12\nface.png,1\n")
+
+    def grey(detector: str, **folders) -> int:
+        """What the one crop shows, when `auto` stands for this detector."""
+        for module in (preparation, builder):
+            monkeypatch.setattr(module, "which_detector", lambda asked: detector)
+        shown = Image.new("RGB", (64, 64), (60, 60, 60) if detector == "cascade" else (200, 200, 200))
+        monkeypatch.setattr(preparation, "find_faces", lambda *_, **__: find_faces(shown, "none"))
+        data = CsvLabels(data_dir=str(tmp_path / "labels.csv"), cache_dir=str(tmp_path / "cache"), **folders)
+        data.download_and_prepare()
+        return data.as_dataset("train")[0]["images"][0].getpixel((9, 9))[0]
+
+    first, second = ({"crops_dir": str(tmp_path / name)} for name in ("first", "second"))
+    assert grey("cascade", **first) == 60 and grey("models/det_10g.onnx", **second) == 200
+    assert grey("models/det_10g.onnx", **first) == 60, "these crops were there already"
+    assert grey("cascade") == 60 and grey("models/det_10g.onnx") == 200, "in the cache, a folder for each"
 
 
 def test_a_quick_look_takes_a_few_frames_of_each_sequence(tree, tmp_path):

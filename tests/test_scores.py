@@ -241,6 +241,24 @@ def test_the_better_of_two_models_is_named():
     assert "not clearly apart" in verdicts(found["tasks"]["intensity"])[0]
 
 
+def test_one_person_tells_nothing_of_others():
+    for task in ("detection", "intensity"):
+        ours, theirs = (make_answers(task, people=1, noise=noise) for noise in (0.5, 3))
+        result = summarise({task: ours}, SETTINGS, "c", None, {"head": ({task: theirs}, {})})["tasks"][task]
+        assert all(np.isnan([entry["low"], entry["high"]]).all() for entry in result["rows"][MODEL]["mean"].values())
+        assert all(line.split("; ")[0].endswith("are not clearly apart") for line in verdicts(result))
+        assert "[" not in "".join(verdicts(result))
+
+
+def test_values_that_hardly_vary_still_correlate():
+    labels = np.random.default_rng(0).random((200, 1))
+    values = 0.1 + 1e-5 * labels
+    found = bootstrap.intensity_scores(bootstrap.intensity_sums(labels, values).sum(0))
+    assert found["pearson"] == pytest.approx(1, abs=1e-3)
+    constant = bootstrap.intensity_sums(labels, np.full_like(labels, 0.1)).sum(0)
+    assert bootstrap.intensity_scores(constant)["pearson"] == 0
+
+
 def test_thresholds_and_temperatures_are_the_best():
     answers = make_answers(split="validation", noise=1.2)
     fitted = calibration.fit({"detection": answers})["detection"]

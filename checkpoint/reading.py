@@ -339,10 +339,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="faces to learn from")
     parser.add_argument("--states", type=int, default=12_000, help="faces whose states the layer's MLP learns from")
     parser.add_argument("--steps", type=int, default=600, help="with --again, of the layer's estimates")
-    parser.add_argument("--epochs", type=int, default=4, help="of the MLP, over these faces")
+    parser.add_argument("--epochs", type=int, default=4, help="of the MLP, over these faces; 0 leaves it as it is")
     parser.add_argument("--learning_rate", type=float, default=1e-2)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--again", action="store_true", help="the model has this layer already: only train its MLP")
+    parser.add_argument(
+        "--again", action="store_true", help="the model has this layer already: train its estimates and MLP"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -374,8 +376,9 @@ def main() -> None:
         cost["reading"] += train_estimates(model, questions, tokens, labels, args.steps)
     else:
         cost = {"reading": operations(append_reader, model, questions, tokens, labels)}
-    some = tokens[: args.states], [own[: args.states] for own in labels]
-    cost["reading"] += train_reader(model, questions, *some, args.epochs, args.learning_rate, args.batch_size)
+    if args.epochs:
+        some = tokens[: args.states], [own[: args.states] for own in labels]
+        cost["reading"] += train_reader(model, questions, *some, args.epochs, args.learning_rate, args.batch_size)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     # In floating-point operations; what comes next adds its own.

@@ -22,7 +22,7 @@ Task: detect which facial Action Units are present in the image of a face.
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,7 @@ def other_sides(units: list[ActionUnit]) -> list[int]:
     [1, 0, -1, 3]
     """
     # Of one's own units the codes do not tell which is the other side, but what they say does.
-    told = [(unit.name, unit.action, unit.region, unit.muscles, unit.side) for unit in units]
-    others = [
-        (unit.name, unit.action, unit.region, unit.muscles, unit.side) for unit in (unit.mirrored() for unit in units)
-    ]
+    told, others = ([astuple(unit)[1:] for unit in own] for own in (units, [unit.mirrored() for unit in units]))
     return [told.index(other) if other in told else -1 for other in others]
 
 

@@ -217,6 +217,11 @@ def never_seen(
     }
 
 
+def _restricted(names: list[str]) -> list[str]:
+    """Those of some data sets whose agreements bind weights, too; people write their names in any case."""
+    return [name for name in names if name.lower() in RESTRICTED]
+
+
 def check_push(names: list[str], public: bool, licence: str | None, base: str | None) -> None:
     """See before the training whether its result may go to the Hub.
 
@@ -229,7 +234,7 @@ def check_push(names: list[str], public: bool, licence: str | None, base: str | 
     Raises:
         ValueError: It may not, or nobody could load it.
     """
-    restricted = [name for name in names if name.lower() in RESTRICTED]
+    restricted = _restricted(names)
     if public and restricted and not licence:
         raise ValueError(
             f"Weights trained on {', '.join(name.upper() for name in restricted)} fall under the agreements of these "
@@ -266,7 +271,7 @@ def make_card(
         data: Data set, task, split, samples.
         recipe (`str`): The recipe's text.
     """
-    restricted = [name for name in names if name.lower() in RESTRICTED]
+    restricted = _restricted(names)
     warning = ""
     if restricted:
         terms = f"Published under: {licence}." if licence else "Do not pass them on without their owners' consent."

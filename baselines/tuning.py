@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from PIL import ImageOps
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
+from checkpoint.cost import operations
 from checkpoint.pretrain import fast_in_bfloat16
 from checkpoint.rate import set_rate
 from evaluation.data import EvaluationSet
@@ -92,9 +92,7 @@ def tune(
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
 
-    with FlopCounterMode(display=False) as counter:
-        step(0)
-    steps = max(1, int(compute / counter.get_total_flops()))
+    steps = max(1, int(compute / operations(step, 0)))
     for number in tqdm(range(1, steps), desc="tuning encoder and heads", unit="step", initial=1, total=steps):
         set_rate([optimizer], learning_rate, number / steps, 20 / steps)
         step(number)

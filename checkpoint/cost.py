@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from checkpoint.questions import LISTS, ROUND
+
 
 def operations(run: Callable, *args) -> int:
     """Floating-point operations of one call of `run` with these arguments.
@@ -14,3 +16,9 @@ def operations(run: Callable, *args) -> int:
     with FlopCounterMode(display=False) as counter:
         run(*args)
     return counter.get_total_flops()
+
+
+def operations_of(steps: int, learn: Callable[[int], object]) -> int:
+    """Those of so many steps, in the order of `ROUND`; `learn` does one step about the question that it is given."""
+    costs = [operations(learn, asked) for asked in range(len(LISTS))]
+    return sum(costs[ROUND[step % len(ROUND)]] for step in range(steps))

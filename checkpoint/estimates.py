@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from au_llava import AuLlavaForConditionalGeneration
-from checkpoint.cost import operations
+from checkpoint.cost import operations_of
 from checkpoint.muon import make_optimizers
 from checkpoint.questions import ROUND, Question, standardised
 from checkpoint.rate import set_rate
@@ -127,8 +127,8 @@ def train_estimates(
             named = zip(questions, losses, strict=True)
             said = {question.name: f"{sum(own[-20:]) / len(own[-20:]):.3f}" for question, own in named if own}
             bar.set_postfix(said)
-    costs = [operations(learn, asked, torch.arange(BATCH) % len(tokens)) for asked in range(len(questions))]
+    cost = operations_of(steps, lambda asked: learn(asked, torch.arange(BATCH) % len(tokens)))
     model.requires_grad_(True).zero_grad()
     with torch.no_grad():
         values.weight[:first] = torch.cat([head.weight for head in heads])
-    return sum(costs[ROUND[step % len(ROUND)]] for step in range(steps))
+    return cost

@@ -21,7 +21,7 @@ from transformers import set_seed
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
 from au_llava.modeling_au_llava import moved
-from checkpoint.cost import operations
+from checkpoint.cost import operations, operations_of
 from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, ROUND, Question, open_model, read_labels, trained_lists, training_shards
@@ -184,8 +184,7 @@ def practise(
         some = slice(args.batch_size)
         loss_of(asked, tokens[0, some], labels[asked][some], torch.tensor(False)).backward()
 
-    costs = [operations(learn, asked) for asked in range(len(questions))]
-    return sum(costs[ROUND[step % len(ROUND)]] for step in range(args.steps))
+    return operations_of(args.steps, learn)
 
 
 def main() -> None:

@@ -72,11 +72,12 @@ class CropsConfig(datasets.BuilderConfig):
             )
         there = self.crops_dir is not None and Path(self.crops_dir, "manifest.json").is_file()
         manifest = read_manifest(self.crops_dir) if there or self.data_dir is None else {}
-        if self.data_dir is not None:
-            fingerprint = plan(self.recordings(), Settings(self.detector))[0]["fingerprint"]
-        else:
-            fingerprint = manifest["fingerprint"]
-        return digest([fingerprint, manifest.get("detector") or Path(which_detector(self.detector)).name])
+        asked = manifest if self.data_dir is None else plan(self.recordings(), Settings(self.detector))[0]
+        return digest([asked["fingerprint"], manifest.get("detector") or self.found_by()])
+
+    def found_by(self) -> str:
+        """What would find the faces on this machine, as manifests name it."""
+        return Path(which_detector(self.detector)).name
 
 
 class CropsBuilder(datasets.GeneratorBasedBuilder):
@@ -129,8 +130,7 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
         """Make what is missing of the crops; by default all folds share a folder of them in the cache."""
         found, settings = self.config.recordings(), Settings(self.config.detector)
         head = plan(found, settings)[0]
-        found_by = Path(which_detector(settings.detector)).name
-        kind = digest([*(head[key] for key in ("task", "action_units", "settings")), found_by])
+        kind = digest([*(head[key] for key in ("task", "action_units", "settings")), self.config.found_by()])
         folder = Path(self.config.crops_dir or Path(self.cache_dir).parents[1] / f"crops-{kind}")
         prepare(found, folder, settings, self.config.workers)
         return folder

@@ -129,7 +129,7 @@ def verdicts(result: dict) -> list[str]:
     """
     lines = []
     for pair in result["comparisons"]:
-        low, high = (math.nan if pair[end] is None else pair[end] for end in ("low", "high"))
+        low, high = pair["low"], pair["high"]
         ours, other = (
             f"{pair[who]} ({number(pair[value])})" for who, value in (("ours", "first"), ("other", "second"))
         )

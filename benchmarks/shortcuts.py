@@ -4,9 +4,10 @@
     python -m benchmarks.shortcuts --pictures 20 --json
 
 Each condition draws the same people with the same expressions and changes one thing: what is behind the head, the
-whole scene, furrows and pores, light and shadow, colours. A model that reads the shape of a face keeps its scores; one
-that has learnt a shortcut loses them where the shortcut is gone. `changed` is the share of answered numbers that
-differ from those about the plain render. `--output` keeps the pictures and the answers.
+whole scene, whose idea of each action it is, furrows and pores, light and shadow, colours. A model that reads the
+shape of a face keeps its scores; one that has learnt a shortcut loses them where the shortcut is gone. `changed` is
+the share of answered numbers that differ from those about the plain render. `--output` keeps the pictures and the
+answers.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from au_llava.datasets_scripts.synthetic_faces.expression import OTHER_RECIPES, RECIPES, personal_style
 from au_llava.datasets_scripts.synthetic_faces.layout import FEATURES
 from au_llava.datasets_scripts.synthetic_faces.renderer import render
 from au_llava.datasets_scripts.synthetic_faces.sampler import Parts, draw_parts, render_sample
@@ -42,6 +44,10 @@ CONDITIONS: dict[str, Callable[[Parts, np.random.Generator], Parts]] = {
     "another background": lambda parts, other: parts._replace(rng=other),
     "plain background": lambda parts, _: parts._replace(scene=replace(parts.scene, plain_background=True)),
     "another scene": lambda parts, other: parts._replace(scene=draw_scene(other), rng=other),
+    # The same people with the same actions, each as MakeHuman's own artists have sculpted it, where they have.
+    "other sculpts": lambda parts, other: parts._replace(
+        identity=replace(parts.identity, style=personal_style(other, recipes=RECIPES | OTHER_RECIPES))
+    ),
     "no furrows": lambda parts, _: parts._replace(
         identity=replace(parts.identity, age_lines=0 * parts.identity.age_lines, relief=0 * parts.identity.relief),
         scene=replace(parts.scene, wrinkles=0.0),

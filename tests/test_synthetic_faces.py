@@ -17,11 +17,15 @@ from au_llava.datasets_scripts.synthetic_faces.expression import (
     FACS_CODES,
     FEAFA_CODES,
     LEVEL_EDGES,
+    OTHER_RECIPES,
+    RECIPES,
+    SIDED,
     expression_of_unit,
     facs_intensities,
     feafa_intensities,
     level,
     occurrence,
+    personal_style,
 )
 from au_llava.datasets_scripts.synthetic_faces.layout import IDENTITIES, VERSION, split_size
 from au_llava.datasets_scripts.synthetic_faces.mesh import load_head
@@ -120,6 +124,31 @@ def test_in_another_make_skin_takes_part():
     # From the nose to the upper lip: parted lips bare teeth that a long upper lip would hide.
     lip = [33], [50, 51, 52]
     assert gap(people, {"lips_part": 1.0}, *lip) < gap(usual, {"lips_part": 1.0}, *lip) - 0.01
+
+
+def test_other_artists_sculpt_the_same_actions():
+    """One side moves alone, and held lips stay closed, whoever sculpted the action; but not alike."""
+    person, head = identity_of(3, "test"), load_head()
+    theirs = dataclasses.replace(
+        person, style=personal_style(np.random.default_rng(0), recipes=RECIPES | OTHER_RECIPES), sculpt=None
+    )
+
+    def moved(who, activations):
+        return (pose_mesh(who, activations) - pose_mesh(who, {}))[head.landmarks]
+
+    across = head.rest[head.landmarks, 0]  # to the person's left
+    inner, lower = [61, 62, 63], [67, 66, 65]
+    for base in set(OTHER_RECIPES) & set(SIDED):
+        far = np.linalg.norm(moved(theirs, {base + "_left": 1.0}), axis=1)
+        assert far[across > 0.1].max() > max(0.008, 4 * far[across < -0.1].max()), base
+    for action in OTHER_RECIPES:
+        both = {f"{action}_{side}": 1.0 for side in ("left", "right")} if action in SIDED else {action: 1.0}
+        assert np.abs(moved(theirs, both) - moved(person, both)).max() > 0.005, action
+    dropped = {"jaw_drop": 0.25}
+    held = pose_mesh(theirs, dropped | {"lips_seal": 1.0})[head.landmarks]
+    open_ = pose_mesh(theirs, dropped)[head.landmarks]
+    gaps = [np.abs(mesh[inner] - mesh[lower])[:, 1].mean() for mesh in (held, open_)]
+    assert 3 * gaps[0] < gaps[1]
 
 
 def test_a_share_of_another_make():

@@ -58,6 +58,27 @@ RECIPES: dict[str, dict[str, float]] = {
     "cheek_puff": {"fu/cheekPuff": 1.0},
 }  # fmt: skip
 
+# The same actions as other artists sculpted them: MakeHuman's own expression units, where there is one. (Their
+# lids do not meet halfway to another artist's, so closing the eye is left out.) The standard split shows none of them
+# but those in the recipes above: lips that part or stretch, the nose.
+OTHER_RECIPES: dict[str, dict[str, float]] = {
+    "inner_brow_raise": {"expr/~/eyebrows-{side}-inner-up": 1.35},
+    "outer_brow_raise": {"expr/~/eyebrows-{side}-extern-up": 1.0},
+    "brow_lower": {"expr/~/eyebrows-{side}-down": 1.0},
+    "upper_lid_raise": {"expr/~/eye-{side}-opened-up": 1.0},
+    "lid_tighten": {"expr/~/eye-{side}-slit": 0.55},
+    "nose_wrinkle": {"expr/~/nose-{side}-elevation": 1.5, "expr/~/nose-{side}-dilatation": 0.4,
+                     "expr/~/eyebrows-{side}-down": 0.4, "expr/~/mouth-elevation{Side}": 0.3},
+    "upper_lip_raise": {"expr/~/mouth-elevation{Side}": 0.9},
+    "corner_pull": {"expr/~/mouth-corner-puller{Side}": 1.1},
+    "corner_depress": {"expr/~/mouth-depression{Side}": 0.9},
+    "lower_lip_depress": {"expr/~/mouth-depression-retraction{Side}": 0.6},
+    "lip_stretch": {"expr/~/mouth-retraction{Side}": 1.4},
+    "pucker": {"expr/~/mouth-pursing": 0.8},
+    "funnel": {"expr/~/mouth-protusion": 0.9},
+    "jaw_drop": {"expr/~/mouth-open": 0.8},
+}  # fmt: skip
+
 # Furrows of each action at activation 1 (names of skin.wrinkle_bank).
 WRINKLES: dict[str, dict[str, float]] = {
     "inner_brow_raise": {"forehead_inner": 1.0},
@@ -106,6 +127,10 @@ OCCURRENCE_LEVEL = 2
 JAW_DROP_FULL = 0.55
 
 
+# Targets that show nothing sensible beyond a weight of 1.
+FULL = ("fu/eyeBlink", "fu/mouthSmile", "fu/jawOpen", "fu/mouthRoll", "expr/~/mouth-open")
+
+
 def split_side(action: str) -> tuple[str, dict[str, str]]:
     """An action's base name, and what stands for {Side}, {side} and {s} in its recipe."""
     base, _, side = action.rpartition("_")
@@ -129,27 +154,30 @@ def targets(activations: dict[str, float], style: dict[str, dict[str, float]]) -
         for target, weight in style[action].items():
             weights[target] = weights.get(target, 0.0) + activation * weight
     seal = activations.get("lips_seal", 0.0)
-    if seal:
-        weights["fu/mouthClose"] = seal * weights.get("fu/jawOpen", 0.0)
+    if seal:  # which is sculpted for one of the two artists' jaws
+        weights["fu/jawOpen"] = weights.get("fu/jawOpen", 0.0) + weights.pop("expr/~/mouth-open", 0.0)
+        weights["fu/mouthClose"] = seal * weights["fu/jawOpen"]
     for target, weight in weights.items():  # beyond these weights lids and cheeks would cut into what lies behind
-        limit = 1.0 if target.startswith(("fu/eyeBlink", "fu/mouthSmile", "fu/jawOpen", "fu/mouthRoll")) else 1.6
+        limit = 1.0 if target.startswith(FULL) else 1.6
         weights[target] = float(np.clip(weight, -0.5, limit))
     return weights
 
 
-def personal_style(rng, spread: float = 1.0, company: dict | None = None) -> dict[str, dict[str, float]]:
+def personal_style(
+    rng, spread: float = 1.0, company: dict | None = None, recipes: dict[str, dict[str, float]] = RECIPES
+) -> dict[str, dict[str, float]]:
     """How one person performs each action: an own amplitude, an own share of each target and a trace of neighbours.
 
     Without this, one fixed displacement would stand for each label, and a model would learn just that displacement.
     `spread` says how much persons differ, as a multiple of the usual; `company` names, for some actions, further
-    targets and the largest weight that a person may give them.
+    targets and the largest weight that a person may give them; `recipes` is what each action is made of.
     """
     style = {}
     for base in (*SIDED, *BILATERAL):
         gain = float(np.clip(np.exp(rng.normal(0, 0.15 * spread)), 0.7**spread, 1.3**spread))
         recipe = {
             target: weight * gain * float(rng.uniform(1 - 0.2 * spread, 1 + 0.2 * spread))
-            for target, weight in RECIPES[base].items()
+            for target, weight in recipes[base].items()
         }
         neighbours = NEIGHBOURS.get(PART_OF_ACTION.get(base, ""), ())
         for target in rng.permutation(len(neighbours))[:2]:

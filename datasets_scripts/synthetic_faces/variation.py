@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 
 from . import skin
-from .expression import personal_style
+from .expression import OTHER_RECIPES, RECIPES, personal_style
 from .identity import Identity
 from .mesh import load_head
 from .scene import Scene
 
 
+OTHER_SHARE = 0.35  # of the actions are wholly as the other artists have them, of the rest half in part
 STYLE_SPREAD = 1.6  # times the usual differences between persons in how they perform an action
 SCULPT_SPREAD = 0.2  # of the logarithm of how far a part of the face moves, in each direction
 SMOOTH = 2.5  # radians a decimetre of the waves that tell which parts move more and which less
@@ -55,7 +56,21 @@ def _resculpt(rng, identity: Identity) -> Identity:
     away = np.linalg.norm(head.vertices[:, None] - head.eye_centres, axis=2).min(1)
     free = np.clip((away - EYE_NEAR) / (EYE_FAR - EYE_NEAR), 0, 1)[:, None]
     sculpt = np.exp(SCULPT_SPREAD * fields * free).astype(np.float32)
-    return replace(identity, style=personal_style(rng, STYLE_SPREAD, COMPANY), sculpt=sculpt)
+    style = personal_style(rng, STYLE_SPREAD, COMPANY, _mixed_recipes(rng))
+    return replace(identity, style=style, sculpt=sculpt)
+
+
+def _mixed_recipes(rng) -> dict[str, dict[str, float]]:
+    """Each action as one artist has it, or as the others have, or something between the two."""
+    recipes = dict(RECIPES)
+    for action, theirs in OTHER_RECIPES.items():
+        share = 1.0 if rng.random() < OTHER_SHARE else max(0.0, float(rng.uniform(-1, 1)))
+        parts = [(RECIPES[action], 1 - share), (theirs, share)]
+        recipes[action] = {}
+        for recipe, part in parts:
+            for target, weight in recipe.items():
+                recipes[action][target] = recipes[action].get(target, 0.0) + part * weight
+    return recipes
 
 
 def _repaint(rng, identity: Identity) -> Identity:

@@ -31,6 +31,9 @@ RESTRICTED = ("bp4d", "disfa", "feafa")
 # In the folder of a run, and of a base: what it was begun with. Hidden, for it is not to be published.
 MADE_WITH = ".made_with.json"
 
+# In the folder of a run: whom it was not trained on, and whom it was. They have names, and stay at home.
+PEOPLE = ("held_out.json", "trained_on.json")
+
 _CARD = """
 # {title}
 
@@ -162,7 +165,8 @@ def merge(adapter: str | Path, folder: str | Path) -> None:
     with new_folder(folder) as draft:
         model.merge_and_unload().save_pretrained(draft)
         AuLlavaProcessor.from_pretrained(adapter).save_pretrained(draft)
-        shutil.copy(Path(adapter, "held_out.json"), draft)
+        for file in PEOPLE:
+            shutil.copy(Path(adapter, file), draft)
         card = ModelCard.load(Path(adapter, "README.md"))
         card.data.library_name = "transformers"
         # Command and recipe tell of the training, and stay as they were.
@@ -205,16 +209,38 @@ def never_seen(
         trained (`set[tuple[str, str]]`): Data set and name of everyone that is trained on now.
         held_out (`Mapping`): The people that are held out now, by data set.
     """
-    try:
-        before = json.loads(Path(str(cached_file(base, "held_out.json"))).read_text())
-    except OSError:
-        before = {}
+    before = _noted(base, "held_out.json")
     unknown: dict = dict.fromkeys(trained_on([], base), ())
     people = dict.fromkeys((dataset for dataset, _ in trained), ()) | dict(held_out) | unknown | before
     return {
         dataset: [name for name in names if (dataset, name) not in trained]
         for dataset, names in sorted(people.items())
     }
+
+
+def ever_seen(base: str, trained: set[tuple[str, str]]) -> dict[str, list[str]]:
+    """By data set: everyone that the weights were ever trained on, as far as it was noted.
+
+    `train_sft.py` keeps this as `trained_on.json` beside the weights; `evaluate_au.py` tests on nobody in it.
+
+    Args:
+        base (`str`): Hub id or folder of the model that the training starts from.
+        trained (`set[tuple[str, str]]`): Data set and name of everyone that is trained on now.
+    """
+    before = _noted(base, "trained_on.json")
+    people = trained | {(dataset, name) for dataset, names in before.items() for name in names}
+    return {
+        dataset: sorted(name for own, name in people if own == dataset)
+        for dataset in sorted({dataset for dataset, _ in people})
+    }
+
+
+def _noted(base: str, file: str) -> dict[str, list[str]]:
+    """People by data set, as one of the files of `PEOPLE` beside a model has them."""
+    try:
+        return json.loads(Path(str(cached_file(base, file))).read_text())
+    except OSError:  # nobody wrote them down, or the model is from the Hub, where they do not go
+        return {}
 
 
 def _restricted(names: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ import argparse
 import json
 import shlex
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,8 +159,43 @@ def own_people_apart(args: argparse.Namespace, folder: str, known: list[str]) ->
 
 def held_out(model: str, dataset: str) -> list[str] | None:
     """The people of a data set that a model was not trained on, if `train_sft.py` noted them in its folder."""
-    path = Path(model, "held_out.json")
-    return json.loads(path.read_text()).get(dataset) if path.is_file() else None
+    return noted(Path(model, "held_out.json")).get(dataset)
+
+
+def noted(file: Path) -> dict[str, list[str]]:
+    """People by data set, of a model that is a folder here and was trained by `train_sft.py`."""
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def check_never_seen(model: str, about: EvaluationSet) -> None:
+    """Refuse to test a model on people that it was trained on: it is better on them than on others.
+
+    With folds, a model is tested on one of them. Names in a csv of one's own may be anyone's, so that they are told.
+
+    Args:
+        model (`str`): Folder, `{fold}` in it stands for a number; `train_sft.py` writes `trained_on.json` there.
+            Without one, nothing is known.
+        about (`EvaluationSet`): What is asked.
+
+    Raises:
+        ValueError: The model was trained on some of them.
+    """
+    dataset = CsvLabels.DATASET if is_own(about.name) else about.name
+    for fold in sorted(set(about.folds)):
+        folder = of_fold(model, fold)
+        asked = {who for who, own in zip(about.subjects, about.folds, strict=True) if own == fold}
+        if known := sorted(asked & set(noted(Path(folder, "trained_on.json")).get(dataset, ()))):
+            some = ", ".join(known[:5]) + (f" and {len(known) - 5} others" if len(known) > 5 else "")
+            told = f"{folder} was trained on {some}, who are in the split {about.split}"
+            if not is_own(about.name):
+                raise ValueError(
+                    f"{told}{f' of fold {fold}' if fold else ''}; name the fold that it was not trained on with "
+                    "--fold, a model for each fold with {fold} in --model, or the naming of its training "
+                    "(--data_dir DIR?naming=...). --split train shows what it has learnt."
+                )
+            warnings.warn(
+                f"{told}, unless others have the same names; scores of people trained on are too good.", stacklevel=2
+            )
 
 
 def check_held_out(model: str, dataset: str, people: set[str]) -> None:
@@ -213,6 +249,9 @@ def main() -> None:
     if args.data_dir:
         evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
         args.dataset = evaluation_set.name
+        leaks = args.split == "train" or (args.dataset, args.protocol) == ("feafa", "paper")  # as its own words say
+        if args.model and not leaks:
+            check_never_seen(args.model, evaluation_set)
     stored = args.predictions
     if args.model:
         stored = predict(evaluation_set, args.model, args.output, *how)

@@ -27,6 +27,7 @@ from au_llava.action_units import TASKS, get_task, select
 # What training leaves in its folder, and no visitor needs; pickles may hold code, and people have names.
 LEFT_OUT = [
     "held_out.json",
+    "trained_on.json",
     ".*",
     "*/.*",
     "checkpoint-*",

@@ -23,10 +23,12 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import (
     MADE_WITH,
+    PEOPLE,
     add_code,
     assemble,
     check_made_with,
     check_push,
+    ever_seen,
     make_card,
     merge,
     never_seen,
@@ -114,7 +116,8 @@ def main() -> None:
     if Path(base, "adapter_config.json").is_file():
         raise ValueError(f"{base} is an adapter; train on from the merged model, which --merge writes.")
     names = trained_on(train.unique("dataset"), base)
-    unseen = never_seen(base, who_is_in([train]), held_out)
+    seen = who_is_in([train])
+    people = dict(zip(PEOPLE, (never_seen(base, seen, held_out), ever_seen(base, seen)), strict=True))
     public = training.hub_private_repo is False
     if push:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
@@ -206,7 +209,8 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
     trainer.create_model_card()
-    Path(output_dir, "held_out.json").write_text(json.dumps(unseen, indent=1))
+    for file, names in people.items():
+        Path(output_dir, file).write_text(json.dumps(names, indent=1))
     if arguments.lora:
         add_code(trainer.core(), output_dir)
     result = output_dir

@@ -451,6 +451,9 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
     noted.write_text(json.dumps({"own": ["someone else"]}))
     with pytest.raises(ValueError, match=r"was trained on everyone in .*mine\.csv.*--held_out 0.2"):
         evaluate(*asked, "--calibrate", "--output", tmp_path / "wrong")
+    (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"own": ["P2", "someone else"]}))
+    with pytest.warns(UserWarning, match="model was trained on P2, who are in the split test, unless others"):
+        evaluate(*asked, "--output", tmp_path / "seen")
     with pytest.raises(ValueError, match="no fold 2"):
         read_set("csv", own_csv, fold=2)
     with pytest.raises(ValueError, match="--data_dir goes without split; --split, --fold"):
@@ -480,6 +483,18 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
         fitted = ("--model", tmp_path / "model1", *data, "--fold", 1, "--calibrate", *one, tmp_path / "held")
         with nullcontext() if fine else pytest.raises(ValueError, match=f"was trained on {whom[0]}.*--held_out 0.2"):
             evaluate(*fitted)
+
+
+def test_nobody_is_tested_whom_a_model_was_trained_on(folder, disfa_crops, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    learnt = sorted(set(read_set("disfa", disfa_crops, "train", fold=1).subjects))
+    (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"disfa": learnt, "bp4d": ["F001"]}))
+    data = ("--model", tmp_path / "model", "--dataset", "disfa", "--data_dir", disfa_crops, "--tasks", "detection")
+    evaluate(*data, "--fold", 1, "--output", tmp_path / "out")
+    for fold in ("2", "all"):
+        with pytest.raises(ValueError, match=r"trained on SN.* of fold 2; name the fold .*--split train"):
+            evaluate(*data, "--fold", fold, "--output", tmp_path / "wrong")
+    evaluate(*data, "--fold", 2, "--split", "train", "--output", tmp_path / "learnt")
 
 
 def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, monkeypatch, capsys):

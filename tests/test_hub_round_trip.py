@@ -169,8 +169,10 @@ def test_the_folder_is_checked_before_anything_is_sent(tmp_path, folder):
     (folder / "checkpoint-7").mkdir()
     (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"pickle")
     copy_files(folder, None, tmp_path / "d")
-    (folder / "held_out.json").write_text('{"mine": ["Anna"]}')
-    left_out = {"training_args.bin", "docs/.hidden", "checkpoint-7/optimizer.pt", "held_out.json"}
+    people = {"held_out.json", "trained_on.json"}
+    for name in people:
+        (folder / name).write_text('{"mine": ["Anna"]}')
+    left_out = {"training_args.bin", "docs/.hidden", "checkpoint-7/optimizer.pt", *people}
     assert set(contents(tmp_path / "d")) == set(contents(folder)) - left_out
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
     with pytest.raises(ValueError, match="Publish that first"):

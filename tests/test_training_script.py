@@ -20,7 +20,7 @@ from trl import SFTTrainer
 
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.adapters import assemble, check_push, make_card, never_seen, trained_on
+from au_llava.adapters import assemble, check_push, ever_seen, make_card, never_seen, trained_on
 from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.datasets_scripts.sources import Source, draw_people
@@ -407,6 +407,8 @@ def test_who_was_held_out_is_in_no_source_and_remembered(run, tmp_path):
     assert "| drawn | detection | train | 10 |" in card and "| drawn | detection | validation | 6 |" in card
     for place in (folder, tmp_path / "run-merged"):
         assert json.loads((place / "held_out.json").read_text()) == {"drawn": [person]}
+        learnt = json.loads((place / "trained_on.json").read_text())["drawn"]
+        assert person not in learnt and {person, *learnt} == set(draw_rows()["subject"])
 
 
 def test_a_model_that_is_trained_on_forgets_nobody_it_has_seen(tmp_path):
@@ -417,6 +419,10 @@ def test_a_model_that_is_trained_on_forgets_nobody_it_has_seen(tmp_path):
     # The base was trained on F003, and who of FEAFA was held out of it is not known.
     seen = {"bp4d": ["F001"], "disfa": ["SN001"], "feafa": [], "own": ["ben"]}
     assert never_seen(str(tmp_path), trained, drawn) == seen
+    assert ever_seen(str(tmp_path), {("bp4d", "F002"), ("bp4d", "F001")}) == {"bp4d": ["F001", "F002"]}
+    (tmp_path / "trained_on.json").write_text('{"bp4d": ["F002", "M003"], "disfa": ["SN002"]}')
+    learnt = {"bp4d": ["F002", "M001", "M003"], "disfa": ["SN002"], "feafa": ["PV001"], "own": ["anna"]}
+    assert ever_seen(str(tmp_path), trained) == learnt
 
 
 def test_options_that_contradict_each_other_are_refused(run):

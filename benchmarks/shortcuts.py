@@ -2,6 +2,7 @@
 
     python -m benchmarks.shortcuts                      # 200 test people, the default checkpoint
     python -m benchmarks.shortcuts --pictures 20 --json
+    python -m benchmarks.shortcuts --conditions "other sculpts" --pictures 300
 
 Each condition draws the same people with the same expressions and changes one thing: what is behind the head, the
 whole scene, whose idea of each action it is, furrows and pores, light and shadow, colours. A model that reads the
@@ -60,17 +61,20 @@ CONDITIONS: dict[str, Callable[[Parts, np.random.Generator], Parts]] = {
 GREY = "grey, equalised"  # no colour, and all shades of grey equally frequent, whatever the light
 
 
-def draw(index: int) -> dict[str, dict]:
-    """One test person with one expression, under each condition: rows as a split's files hold them."""
+def draw(index: int, conditions: list[str]) -> dict[str, dict]:
+    """One test person with one expression, as it is and under some conditions: rows as a split's files hold them."""
     sample, file = render_sample(index, "test"), BytesIO()
     rows = {PLAIN: to_row(sample, index)}
-    for name, change in CONDITIONS.items():
-        parts = change(draw_parts(index, "test"), np.random.default_rng([index, 8]))
+    for name in conditions:
+        if name == GREY:
+            grey = ImageOps.equalize(Image.fromarray(sample.rendering.image).convert("L")).convert("RGB")
+            grey.save(file, "JPEG", quality=sample.jpeg_quality)
+            rows[GREY] = rows[PLAIN] | {"image": rows[PLAIN]["image"] | {"bytes": file.getvalue()}}
+            continue
+        parts = CONDITIONS[name](draw_parts(index, "test"), np.random.default_rng([index, 8]))
         other = replace(sample, rendering=render(*parts), jpeg_quality=parts.scene.jpeg_quality)
         rows[name] = to_row(other, index)
-    grey = ImageOps.equalize(Image.fromarray(sample.rendering.image).convert("L")).convert("RGB")
-    grey.save(file, "JPEG", quality=sample.jpeg_quality)
-    return rows | {GREY: rows[PLAIN] | {"image": rows[PLAIN]["image"] | {"bytes": file.getvalue()}}}
+    return rows
 
 
 def folder_name(condition: str) -> str:
@@ -82,13 +86,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=".", help="folder or Hub id")
     parser.add_argument("--pictures", type=int, default=200, help="how many test people, of 800")
+    names = [*CONDITIONS, GREY]
+    parser.add_argument("--conditions", nargs="+", choices=names, default=names, help="all by default")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--output", type=Path, default=Path("runs/shortcuts"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="and one JSON object as the last line, with every unit")
     args = parser.parse_args()
 
-    pictures = [draw(index) for index in tqdm(range(args.pictures), unit="person", desc="drawing")]
-    results, plain = {}, {}
+    pictures = [draw(index, args.conditions) for index in tqdm(range(args.pictures), unit="person", desc="drawing")]
+    results, units, plain = {}, {}, {}
     for name in pictures[0]:
         folder = args.output / folder_name(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +102,14 @@ def main() -> None:
         pq.write_table(table, folder / "test-00000.parquet")
         answers = read_answers(predict(read_set("synthetic", folder), args.model, folder, args.batch_size))
         plain = plain or answers
-        results[name] = {}
+        results[name], units[name] = {}, {}
         for task, answer in answers.items():
-            mean = score_row(answer, answer.values, answer.expected_values, resamples=2)["mean"]
-            results[name][task] = {score: mean[score]["value"] for score in SCORES[task]}
+            row = score_row(answer, answer.values, answer.expected_values, resamples=2)
+            results[name][task] = {score: row["mean"][score]["value"] for score in SCORES[task]}
+            units[name][task] = {
+                code: {score: own[score]["value"] for score in SCORES[task]}
+                for code, own in row["action_units"].items()
+            }
             results[name][task]["changed"] = float((answer.values != plain[task].values).mean())
 
     for task, scores in SCORES.items():
@@ -107,7 +117,8 @@ def main() -> None:
         for name, found in results.items():
             print(f"  {name:18}" + "".join(f"{number:9.3f}" for number in found[task].values()))
     if args.json:
-        print(json.dumps({"model": args.model, "pictures": args.pictures, "results": results}))
+        about = {"model": args.model, "pictures": args.pictures}
+        print(json.dumps(about | {"results": results, "action_units": units}))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ Source(text='bp4d:data/bp4d?config_name=fold1')
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import numpy as np
 import yaml
-from datasets import Dataset
+from datasets import BuilderConfig, Dataset
 
 from ..action_units import get_task
 from .bp4d import Bp4d
@@ -82,11 +82,13 @@ class Source:
 
 
 def _build(name: str, place: str, split: str, options: dict) -> Dataset:
-    folder = {"data_dir" if name in ("synthetic", "csv") else "crops_dir": place or None}
-    try:
-        builder = BUILDERS[name](**folder, **options)
-    except TypeError as error:
-        raise ValueError(f"{name}:{place} does not take these options: {options} ({error}).") from None
+    folder = "data_dir" if name in ("synthetic", "csv") else "crops_dir"
+    own = {field.name for field in fields(BUILDERS[name].BUILDER_CONFIG_CLASS)}
+    taken = (own - {field.name for field in fields(BuilderConfig)} | {"config_name"}) - {folder}
+    if strange := ", ".join(sorted(options.keys() - taken)):
+        accepted = ", ".join(sorted(taken | {"split"}))
+        raise ValueError(f"{name}:{place}: unknown option {strange}; accepted: {accepted}.")
+    builder = BUILDERS[name](**{folder: place or None}, **options)
     builder.download_and_prepare()
     splits = {kind: info.num_examples for kind, info in builder.info.splits.items()}
     if not splits.get(split):

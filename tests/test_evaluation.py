@@ -385,7 +385,7 @@ def test_folds_are_counted_as_in_training(disfa_crops):
     assert turned.subjects == last.subjects != first.subjects
     with pytest.raises(ValueError, match="goes without config_name, split, task"):
         read_set("disfa", f"{disfa_crops}?config_name=fold2&split=test&task=detection", fold=1)
-    with pytest.raises(ValueError, match="nameing"):
+    with pytest.raises(ValueError, match="unknown option nameing; accepted: .*naming"):
         read_set("disfa", f"{disfa_crops}?nameing=megraphau", fold=1)
 
 

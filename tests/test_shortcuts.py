@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from au_llava.action_units import PRESETS
 from benchmarks import shortcuts
 
 
@@ -16,7 +17,9 @@ def test_faces_are_drawn_otherwise_and_scored(model, processor, tmp_path, monkey
     command = ["--model", tmp_path / "model", "--pictures", 1, "--output", tmp_path / "out", "--json"]
     monkeypatch.setattr("sys.argv", ["shortcuts.py", *map(str, command)])
     shortcuts.main()
-    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    results = said["results"]
+    assert list(said["action_units"]["other sculpts"]["detection"]) == list(PRESETS["bp4d"])
     names = [shortcuts.PLAIN, *shortcuts.CONDITIONS, shortcuts.GREY]
     assert list(results) == names
     assert all(results[shortcuts.PLAIN][task]["changed"] == 0 for task in shortcuts.SCORES)

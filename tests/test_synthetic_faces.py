@@ -38,6 +38,7 @@ from au_llava.datasets_scripts.synthetic_faces.sampler import (
     render_sample,
 )
 from au_llava.datasets_scripts.synthetic_faces.scene import TEMPLATE, Scene, similarity
+from au_llava.datasets_scripts.synthetic_faces.variation import MAKE
 from au_llava.datasets_scripts.synthetic_faces.writer import write_split
 from au_llava.face_alignment import FIVE_POINTS, align
 
@@ -300,8 +301,13 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     assert resumed[0].stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="other settings .seed.*empty --output_dir"):
         write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, seed=1)
-    with pytest.raises(ValueError, match="other settings .varied.*empty --output_dir"):
+    with pytest.raises(ValueError, match="other settings .make, varied.*empty --output_dir"):
         write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, varied=0.5)
+    write_split(tmp_path / "varied", "test", limit=1, varied=1.0, quick=True)
+    manifest = tmp_path / "varied" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"make": {MAKE}', f'"make": {MAKE - 1}'))
+    with pytest.raises(ValueError, match="other settings .make.; give an empty"):  # as an older version drew them
+        write_split(tmp_path / "varied", "test", limit=2, varied=1.0, quick=True)
     with pytest.raises(ValueError, match="varied is 2"):
         write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, varied=2)
 

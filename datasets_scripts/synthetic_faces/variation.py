@@ -16,6 +16,7 @@ from .mesh import load_head
 from .scene import Scene
 
 
+MAKE = 3  # counts up whenever the same seed begins to draw other faces, which must not be mixed in a folder
 OTHER_SHARE = 0.35  # of the actions are wholly as the other artists have them, of the rest half in part
 STYLE_SPREAD = 1.6  # times the usual differences between persons in how they perform an action
 SCULPT_SPREAD = 0.2  # of the logarithm of how far a part of the face moves, in each direction

@@ -16,6 +16,7 @@ from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENC
 from .layout import FEATURES, IDENTITIES, IMAGES_PER_IDENTITY, LICENSE, VERSION, split_size
 from .renderer import OVERSAMPLING
 from .sampler import SEED, Sample, render_sample
+from .variation import MAKE
 
 
 IMAGES_PER_SHARD = 250
@@ -138,6 +139,7 @@ def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float, qu
         "version": VERSION,
         "seed": seed,
         "varied": varied,
+        "make": MAKE if varied else 0,
         "quick": quick,
         "license": LICENSE,
         "images_per_shard": images_per_shard,
@@ -149,7 +151,7 @@ def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float, qu
         "activations": list(ACTIONS),
     }
     if path.exists():
-        found = {"varied": 0.0, "quick": False} | json.loads(path.read_text())
+        found = {"varied": 0.0, "make": 0, "quick": False} | json.loads(path.read_text())
         different = sorted(key for key in manifest if found.get(key) != manifest[key])
         if different:
             raise ValueError(

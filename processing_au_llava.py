@@ -98,9 +98,8 @@ class AuLlavaProcessor(LlavaProcessor):
             size={"shortest_edge": round(side / view)}, crop_size={"height": side, "width": side},
             image_mean=mean, image_std=deviation,
         )  # fmt: skip
-        tokenizer = (
-            AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if isinstance(language, str) else language
-        )
+        named = isinstance(language, str)
+        tokenizer = AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if named else language
         tokenizer.add_tokens("<image>", special_tokens=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -152,10 +151,9 @@ class AuLlavaProcessor(LlavaProcessor):
             `(batch, 3, height, width)`.
 
         Raises:
-            ValueError: Unknown task or Action Unit, or a picture that cannot be read.
+            ValueError: Unknown task or Action Unit, no picture in `images`, or one that cannot be read.
         """
-        if images is not None:
-            images = _opened(images, kwargs.get("do_rescale", True))
+        images = None if images is None else _opened(images, kwargs.get("do_rescale", True))
         if text is None and images is not None:
             text = [self.prompt(task or "detection", action_units)] * (len(images) if isinstance(images, list) else 1)
             kwargs = {"add_special_tokens": False, "return_tensors": "pt", "padding": True} | kwargs
@@ -289,6 +287,8 @@ class AuLlavaProcessor(LlavaProcessor):
 def _opened(images, scale: bool):
     """Open every picture in a nested list; tensors pass as they are, but from 0 to 1 if they have yet to be scaled."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
+        if not len(images):
+            raise ValueError("`images` holds no picture; give at least one face crop.")
         return [_opened(image, scale) for image in images]
     if isinstance(images, torch.Tensor):
         if not (scale and images.is_floating_point() and images.max() <= 1):

@@ -258,5 +258,8 @@ def test_bad_input_is_named(processor, picture):
         processor(images=picture, action_units=["AU99"])
     with pytest.raises(ValueError, match="not both"):
         processor(images=picture, text="<image> what?", task="detection")
+    for nothing in ([], (), np.zeros((0, 224, 224, 3), np.uint8), torch.zeros(0, 3, 224, 224)):
+        with pytest.raises(ValueError, match="`images` holds no picture; give at least one"):
+            processor(images=nothing)
     with pytest.raises(ValueError, match="'sideways'.*image_first, text_first"):
         AuLlavaProcessor(processor.image_processor, processor.tokenizer, prompt_layout="sideways")

@@ -20,7 +20,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m $(PYTEST)
 
 # The tests with the lowest versions that pyproject.toml allows, and with the newest ones. About 5 GB; minutes to install.
-FLOOR_TORCH ?= torch==2.9.*
+FLOOR_TORCH ?= torch==2.11.*
 NEWEST_TORCH ?= torch
 define FLOORS
 import re, tomllib

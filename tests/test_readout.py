@@ -261,10 +261,10 @@ def test_trained_weights_answer_as_they_would_generate(task, dtype):
 
 
 def test_rows_take_no_more_passes_in_company_than_alone(model, processor):
-    grammar, inputs = processor.grammar("intensity", "feafa"), inputs_for(processor, "intensity", "feafa", count=6)
+    grammar, inputs = processor.grammar("intensity", "disfa"), inputs_for(processor, "intensity", "disfa", count=12)
     alone = [
         model.recognize(**{name: tensor[row : row + 1] for name, tensor in inputs.items()}, grammar=grammar).forwards
-        for row in range(6)
+        for row in range(12)
     ]
     assert len(set(alone)) > 1
     assert model.recognize(**inputs, grammar=grammar).forwards == max(alone)

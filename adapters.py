@@ -227,12 +227,10 @@ def ever_seen(base: str, trained: set[tuple[str, str]]) -> dict[str, list[str]]:
         base (`str`): Hub id or folder of the model that the training starts from.
         trained (`set[tuple[str, str]]`): Data set and name of everyone that is trained on now.
     """
-    before = _noted(base, "trained_on.json")
-    people = trained | {(dataset, name) for dataset, names in before.items() for name in names}
-    return {
-        dataset: sorted(name for own, name in people if own == dataset)
-        for dataset in sorted({dataset for dataset, _ in people})
-    }
+    people = {dataset: set(names) for dataset, names in _noted(base, "trained_on.json").items()}
+    for dataset, name in trained:
+        people.setdefault(dataset, set()).add(name)
+    return {dataset: sorted(names) for dataset, names in sorted(people.items())}
 
 
 def _noted(base: str, file: str) -> dict[str, list[str]]:

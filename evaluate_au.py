@@ -135,8 +135,7 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
     else:
         apart = read_set(args.dataset, folder, "validation", args.protocol, args.fold, args.limit)
     if args.dataset not in RENDERED and not is_own(args.dataset):  # rendered faces come with a split of their own
-        for fold in set(apart.folds):
-            people = {who for who, own in zip(apart.subjects, apart.folds, strict=True) if own == fold}
+        for fold, people in apart.people().items():
             check_held_out(of_fold(args.model, fold), args.dataset, people)
     stored = predict(apart, args.model, Path(args.output, "validation"), *how)
     if processes().is_main_process:
@@ -171,6 +170,8 @@ def check_never_seen(model: str, about: EvaluationSet) -> None:
     """Refuse to test a model on people that it was trained on: it is better on them than on others.
 
     With folds, a model is tested on one of them. Names in a csv of one's own may be anyone's, so that they are told.
+    Nothing is refused of the split `train`, which asks what was learnt, nor of FEAFA under the paper's protocol, which
+    leaks by its own words.
 
     Args:
         model (`str`): Folder, `{fold}` in it stands for a number; `train_sft.py` writes `trained_on.json` there.
@@ -180,10 +181,11 @@ def check_never_seen(model: str, about: EvaluationSet) -> None:
     Raises:
         ValueError: The model was trained on some of them.
     """
+    if about.split == "train" or (about.name, about.protocol) == ("feafa", "paper"):
+        return
     dataset = CsvLabels.DATASET if is_own(about.name) else about.name
-    for fold in sorted(set(about.folds)):
+    for fold, asked in about.people().items():
         folder = of_fold(model, fold)
-        asked = {who for who, own in zip(about.subjects, about.folds, strict=True) if own == fold}
         if known := sorted(asked & set(noted(Path(folder, "trained_on.json")).get(dataset, ()))):
             some = ", ".join(known[:5]) + (f" and {len(known) - 5} others" if len(known) > 5 else "")
             told = f"{folder} was trained on {some}, who are in the split {about.split}"
@@ -243,15 +245,14 @@ def main() -> None:
         print(f"{comparison_table(comparison)}\n\nProtocol: {protocol_in_words(about['dataset'], about['protocol'])}.")
         return
     how = (args.batch_size, args.dtype, args.tasks, args.readout, args.mirror)
-    if args.calibrate:
-        calibrate(args, how)
     evaluation_set = None
     if args.data_dir:
         evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
         args.dataset = evaluation_set.name
-        leaks = args.split == "train" or (args.dataset, args.protocol) == ("feafa", "paper")  # as its own words say
-        if args.model and not leaks:
-            check_never_seen(args.model, evaluation_set)
+    if args.model:
+        check_never_seen(args.model, evaluation_set)
+    if args.calibrate:
+        calibrate(args, how)
     stored = args.predictions
     if args.model:
         stored = predict(evaluation_set, args.model, args.output, *how)

@@ -23,7 +23,6 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import (
     MADE_WITH,
-    PEOPLE,
     add_code,
     assemble,
     check_made_with,
@@ -117,7 +116,7 @@ def main() -> None:
         raise ValueError(f"{base} is an adapter; train on from the merged model, which --merge writes.")
     names = trained_on(train.unique("dataset"), base)
     seen = who_is_in([train])
-    people = dict(zip(PEOPLE, (never_seen(base, seen, held_out), ever_seen(base, seen)), strict=True))
+    people = {"held_out.json": never_seen(base, seen, held_out), "trained_on.json": ever_seen(base, seen)}
     public = training.hub_private_repo is False
     if push:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)

@@ -15,7 +15,6 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +62,15 @@ GREY = "grey, equalised"  # no colour, and all shades of grey equally frequent, 
 
 def draw(index: int, conditions: list[str]) -> dict[str, dict]:
     """One test person with one expression, as it is and under some conditions: rows as a split's files hold them."""
-    sample, file = render_sample(index, "test"), BytesIO()
+    sample = render_sample(index, "test")
     rows = {PLAIN: to_row(sample, index)}
     for name in conditions:
         if name == GREY:
             grey = ImageOps.equalize(Image.fromarray(sample.rendering.image).convert("L")).convert("RGB")
-            grey.save(file, "JPEG", quality=sample.jpeg_quality)
-            rows[GREY] = rows[PLAIN] | {"image": rows[PLAIN]["image"] | {"bytes": file.getvalue()}}
-            continue
-        parts = CONDITIONS[name](draw_parts(index, "test"), np.random.default_rng([index, 8]))
-        other = replace(sample, rendering=render(*parts), jpeg_quality=parts.scene.jpeg_quality)
+            other = replace(sample, rendering=replace(sample.rendering, image=np.asarray(grey)))
+        else:
+            parts = CONDITIONS[name](draw_parts(index, "test"), np.random.default_rng([index, 8]))
+            other = replace(sample, rendering=render(*parts), jpeg_quality=parts.scene.jpeg_quality)
         rows[name] = to_row(other, index)
     return rows
 

@@ -85,6 +85,13 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def people(self) -> dict[int, set[str]]:
+        """Who is in it, by test fold."""
+        found: dict[int, set[str]] = {fold: set() for fold in sorted(set(self.folds))}
+        for fold, subject in zip(self.folds, self.subjects, strict=True):
+            found[fold].add(subject)
+        return found
+
     def pictures(self, rows: list[int]) -> list[Image.Image]:
         """Some of the face crops."""
         (column,) = self.images.column_names

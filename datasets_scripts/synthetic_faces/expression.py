@@ -125,10 +125,8 @@ LEVEL_EDGES = (0.06, 0.16, 0.30, 0.58, 0.86)
 OCCURRENCE_LEVEL = 2
 # Of the jaw's full way, AU26 (jaw drop) has reached its maximum at JAW_DROP_FULL, where AU27 (mouth stretch) begins.
 JAW_DROP_FULL = 0.55
-
-
-# Targets that show nothing sensible beyond a weight of 1.
-FULL = ("fu/eyeBlink", "fu/mouthSmile", "fu/jawOpen", "fu/mouthRoll", "expr/~/mouth-open")
+# Targets whose weight stays below 1: beyond it, lids and cheeks would cut into what lies behind. Of others it is 1.6.
+FULL_AT_ONE = ("fu/eyeBlink", "fu/mouthSmile", "fu/jawOpen", "fu/mouthRoll", "expr/~/mouth-open")
 
 
 def split_side(action: str) -> tuple[str, dict[str, str]]:
@@ -157,8 +155,8 @@ def targets(activations: dict[str, float], style: dict[str, dict[str, float]]) -
     if seal:  # which is sculpted for one of the two artists' jaws
         weights["fu/jawOpen"] = weights.get("fu/jawOpen", 0.0) + weights.pop("expr/~/mouth-open", 0.0)
         weights["fu/mouthClose"] = seal * weights["fu/jawOpen"]
-    for target, weight in weights.items():  # beyond these weights lids and cheeks would cut into what lies behind
-        limit = 1.0 if target.startswith(FULL) else 1.6
+    for target, weight in weights.items():
+        limit = 1.0 if target.startswith(FULL_AT_ONE) else 1.6
         weights[target] = float(np.clip(weight, -0.5, limit))
     return weights
 

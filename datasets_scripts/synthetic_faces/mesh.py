@@ -15,8 +15,8 @@ from scipy import sparse
 HEAD_FILE = Path(__file__).with_name("head.npz")
 # Materials of faces, in the order of the groups of the base mesh.
 SKIN, LEFT_EYE, RIGHT_EYE, LOWER_LASHES, UPPER_LASHES, UPPER_TEETH, LOWER_TEETH, TONGUE = range(8)
-# Targets that move both sides at once in the source and are split at the middle of the face for one-sided actions.
 SPLIT_EXPRESSIONS = ("corner-puller", "depression", "depression-retraction", "elevation", "retraction")
+# Targets that move both sides at once in the source and are split at the middle of the face for one-sided actions.
 SPLIT_TARGETS = (
     "fu/browInnerUp", "mouth/mouth-angles-down", "mouth/mouth-dimples-in",
     *(f"expr/{race}/mouth-{name}" for race in ("african", "asian", "caucasian") for name in SPLIT_EXPRESSIONS),

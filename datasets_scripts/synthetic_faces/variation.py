@@ -66,11 +66,9 @@ def _mixed_recipes(rng) -> dict[str, dict[str, float]]:
     recipes = dict(RECIPES)
     for action, theirs in OTHER_RECIPES.items():
         share = 1.0 if rng.random() < OTHER_SHARE else max(0.0, float(rng.uniform(-1, 1)))
-        parts = [(RECIPES[action], 1 - share), (theirs, share)]
-        recipes[action] = {}
-        for recipe, part in parts:
-            for target, weight in recipe.items():
-                recipes[action][target] = recipes[action].get(target, 0.0) + part * weight
+        recipes[action] = {target: (1 - share) * weight for target, weight in RECIPES[action].items()}
+        for target, weight in theirs.items():
+            recipes[action][target] = recipes[action].get(target, 0.0) + share * weight
     return recipes
 
 

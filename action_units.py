@@ -320,6 +320,24 @@ def select(action_units: "str | Iterable[str | ActionUnit] | None", task: str = 
     return units
 
 
+def cover(units: list[ActionUnit], lists: list[list[ActionUnit]]) -> tuple[list[list[ActionUnit]], list[ActionUnit]]:
+    """As few of some lists as hold all units that any of them holds, those with more of them first; and other units.
+
+    Example:
+
+    >>> chosen, others = cover(select("AU1,AU12,AU43"), [select("AU1,AU2"), select("bp4d")])
+    >>> [len(units) for units in chosen], [unit.code for unit in others]
+    ([12], ['AU43'])
+    """
+    others = [unit for unit in units if not any(unit in some for some in lists)]
+    chosen: list[list[ActionUnit]] = []
+    left = {*units} - {*others}
+    while left:
+        chosen.append(max(lists, key=lambda some: len(left & {*some})))
+        left -= {*chosen[-1]}
+    return chosen, others
+
+
 def describe(task: str, action_units: "str | Iterable[str | ActionUnit] | None" = None, relations: str = "") -> str:
     """Write T, the text description that goes to the model beside the image (paper, section III-B and Fig. 2).
 

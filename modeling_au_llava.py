@@ -126,10 +126,11 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
     >>> from PIL import Image
     >>> model = AuLlavaForConditionalGeneration.from_pretrained(default_checkpoint())
     >>> processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
-    >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="detection", action_units="AU6,AU12")
-    >>> answer = model.recognize(**inputs, grammar=processor.grammar("detection", "AU6,AU12"))
+    >>> (units,) = processor.questions("detection", "AU6,AU12")  # the list that it was trained on: all twelve of bp4d
+    >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="detection", action_units=units)
+    >>> answer = model.recognize(**inputs, grammar=processor.grammar("detection", units))
     >>> answer.values.shape
-    torch.Size([1, 2])
+    torch.Size([1, 12])
     """
 
     config_class = AuLlavaConfig

@@ -168,15 +168,20 @@ class FacialActionUnitPipeline(Pipeline):
     ) -> list[list[dict]]:
         """For each question, a task and its Action Units, the answers about all faces; `how` goes to [`recognize`].
 
-        Some faces at a time go through the model. Each is encoded once for all questions.
+        Some faces at a time go through the model. Each is encoded once for all questions. A question may be put as
+        several, see [`AuLlavaProcessor.questions`].
         """
         how |= {"static_shapes": static_shapes, "mirror": self.processor.mirror if mirror is None else mirror}
-        asked = [(task, self.processor.question(task, units)) for task, units in questions]
-        grammars = [self.processor.grammar(*question) for question in asked]
+        asked = [
+            (place, task, whole)
+            for place, (task, units) in enumerate(questions)
+            for whole in self.processor.questions(task, units)
+        ]
+        grammars = [self.processor.grammar(task, whole) for _, task, whole in asked]
         prompts = [
-            self.processor(images=face.crop, task=task, action_units=units)["input_ids"]
+            self.processor(images=face.crop, task=task, action_units=whole)["input_ids"]
             for face in faces[:1]  # a question's prompt is the same for each
-            for task, units in asked
+            for _, task, whole in asked
         ]
         answers: list[list[dict]] = [[] for _ in questions]
         start = 0
@@ -193,14 +198,18 @@ class FacialActionUnitPipeline(Pipeline):
                 self._affordable = together // 2
                 logger.warning(f"Memory ran out at {together} faces; going on with {self._affordable} at a time.")
                 continue
-            for found, recognition, question, (_, units) in zip(answers, recognitions, asked, questions, strict=True):
-                named = self.processor.read(recognition, *question, calibrated)
+            known: list[list[dict]] = [[{} for _ in crops] for _ in questions]
+            for recognition, (place, task, whole) in zip(recognitions, asked, strict=True):
+                named = self.processor.read(recognition, task, whole, calibrated)
                 if recognition.evidence is not None:
                     maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
                     for answer, own in zip(named, maps.tolist(), strict=True):
                         for unit, cells in zip(answer.values(), own, strict=True):
                             unit["evidence"] = cells
-                found += [{unit.code: answer[unit.code] for unit in units} for answer in named[: len(crops)]]
+                for answer, more in zip(known[place], named, strict=False):  # not of what fills the batch up
+                    answer.update(more | answer)
+            for found, own, (_, units) in zip(answers, known, questions, strict=True):
+                found += [{unit.code: answer[unit.code] for unit in units} for answer in own]
             start += len(crops)
         return answers
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitIma
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from .action_units import ActionUnit, describe, get_task, other_sides, select
+from .action_units import ActionUnit, cover, describe, get_task, other_sides, select
 from .face_alignment import CROP_SIZE, open_image
 from .grammar_au_llava import AnswerGrammar
 from .recognition_au_llava import Recognition
@@ -33,7 +33,8 @@ class AuLlavaProcessor(LlavaProcessor):
         calibration (`dict`, *optional*): By task what [`Recognition.calibrated`] and [`Recognition.intervals`] apply:
             `temperature`, `decision`, `mass`; by code `thresholds`, `lines`, `margins`. `evaluate_au.py` fits it.
         trained_lists (`dict`, *optional*): By task, the lists of Action Unit codes that the model was trained to be
-            asked about, where it was trained on those lists alone; see [`question`]. `train_sft.py` stores them.
+            asked about; see [`questions`]. `train_sft.py` stores them.
+        free_tasks (`list[str]`, *optional*): Tasks of which it was asked about any selection of the units in them.
         mirror (`bool`, *optional*, defaults to `False`): Whether pipeline and evaluation also ask about each face's
             mirror image, and join both answers.
 
@@ -56,6 +57,7 @@ class AuLlavaProcessor(LlavaProcessor):
         chat_template: str | None = None,
         calibration: dict[str, dict] | None = None,
         trained_lists: dict[str, list[list[str]]] | None = None,
+        free_tasks: list[str] | None = None,
         mirror: bool = False,
         **kwargs,
     ):
@@ -63,7 +65,7 @@ class AuLlavaProcessor(LlavaProcessor):
             raise ValueError(f"Unknown prompt_layout {prompt_layout!r}; accepted: {', '.join(CHAT_TEMPLATES)}.")
         self.prompt_layout = prompt_layout
         self.calibration = calibration or {}
-        self.trained_lists = trained_lists or {}
+        self.trained_lists, self.free_tasks = trained_lists or {}, free_tasks or []
         self.mirror = mirror
         self.by_default = False  # whether no one chose it, but `pipeline` loaded it
         if chat_template is None or chat_template in CHAT_TEMPLATES.values():
@@ -170,30 +172,28 @@ class AuLlavaProcessor(LlavaProcessor):
         content = [{"type": "image"}, {"type": "text", "text": describe(task, action_units)}]
         return [{"role": "user", "content": content}]
 
-    def question(self, task: str, action_units=None) -> list[ActionUnit]:
-        """The list to ask about in order to learn about some Action Units.
+    def questions(self, task: str, action_units=None) -> list[list[ActionUnit]]:
+        """The lists to ask about in order to learn about some Action Units.
 
-        A model that was trained on whole lists knows the units by their places in them, so a question about some units
-        of a list is best put as the question about all of it, from whose answer the rest is left out.
+        A model that was trained on whole lists knows the units by their places in them, and answers badly about all
+        units of another list. So whole lists are asked about, and of their answers the rest is left out.
 
         Returns:
-            `list[ActionUnit]`: The first trained list with all these units in it. The units themselves, where the
-            model was trained on any selection; or, with a warning, where no trained list holds them all.
+            `list[list[ActionUnit]]`: Trained lists, as few as hold the units, those that hold more of them first; and,
+            with a warning, a list of the units that are in none. The units themselves, where the model was trained on
+            any selection, or its training is not known.
         """
-        units = select(action_units, task)
-        if task not in self.trained_lists:
-            return units
-        trained = [select(codes, task) for codes in self.trained_lists[task]]
-        for whole in trained:
-            if all(unit in whole for unit in units):
-                return whole
-        strange = [unit.code for unit in units if not any(unit in whole for whole in trained)]
-        logger.warning_once(  # type: ignore[attr-defined]
-            f"The model was not trained to answer {task} for {', '.join(strange or [unit.code for unit in units])} "
-            f"{'at all' if strange else 'in one list'}, and will guess. It was trained on: "
-            f"{'; '.join(', '.join(codes) for codes in self.trained_lists[task])}."
-        )
-        return units
+        units, lists = select(action_units, task), self.trained_lists.get(task, [])
+        asked, strange = cover(units, [select(codes, task) for codes in lists])
+        if strange and self.trained_lists:
+            known = "; ".join(map(", ".join, lists)) or f"{', '.join(self.trained_lists)} alone"
+            logger.warning_once(  # type: ignore[attr-defined]
+                f"The model was not trained to answer {task} for {', '.join(unit.code for unit in strange)}, and will "
+                f"guess. It was trained on {known}."
+            )
+        if task in self.free_tasks:
+            return [units]
+        return [*asked, strange] if strange else asked
 
     def grammar(self, task: str, action_units=None) -> AnswerGrammar:
         """The answers that a task allows, as this tokenizer writes them.

@@ -67,7 +67,7 @@ _DECISION_TEMPLATE = """\
 {%%- if not prompt or questions | map(attribute='type') | unique | list | length != 1 -%%}
 {{ raise_exception('One request asks either noul questions (is a unit present?) or score questions (its level).') }}
 {%%- endif -%%}
-{{- prompt.head -}}
+{%%- set asked = namespace(lines=[], whole=[]) -%%}
 {%%- for question in questions -%%}
 {%%- if question.options | length != prompt.options -%%}
 {{ raise_exception('Question ' ~ question.name ~ ' needs ' ~ prompt.options ~ ' criteria, the lowest first.') }}
@@ -76,12 +76,26 @@ _DECISION_TEMPLATE = """\
 {%%- if not line or line is not string -%%}
 {{ raise_exception('Question ' ~ question.name ~ ' is no Action Unit; name it so, or describe your own in text.') }}
 {%%- endif -%%}
-{{- line ~ ('' if loop.last else '\\n') -}}
+{%%- set asked.lines = asked.lines + [line] -%%}
 {%%- endfor -%%}
-{{- prompt.one if questions | length == 1 else prompt.many[0] ~ questions | length ~ prompt.many[1] -}}
+{%%- for codes in prompt.lists if not asked.whole -%%}
+{%%- set found = namespace(lines=[], told=[]) -%%}
+{%%- for code in codes -%%}
+{%%- set found.lines = found.lines + [units[code]] -%%}
+{%%- if units[code] in asked.lines -%%}{%%- set found.told = found.told + [units[code]] -%%}{%%- endif -%%}
+{%%- endfor -%%}
+{%%- if found.told == asked.lines -%%}{%%- set asked.whole = found.lines -%%}{%%- endif -%%}
+{%%- endfor -%%}
+{%%- if prompt.lists and not asked.whole -%%}
+{%%- set lists = prompt.lists | map('join', ', ') | join('; ') -%%}
+{{ raise_exception('The model was trained on whole lists; ask about units of one, in its order: ' ~ lists) }}
+{%%- endif -%%}
+{%%- set lines = asked.whole or asked.lines -%%}
+{{- prompt.head ~ lines | join('\\n') -}}
+{{- prompt.one if lines | length == 1 else prompt.many[0] ~ lines | length ~ prompt.many[1] -}}
 {{- prompt.opening -}}
-{%%- for question in questions -%%}
-%(mark)s%(neutral)s{{ '' if loop.last else prompt.separator }}
+{%%- for line in lines -%%}
+{{ '%(mark)s' if line in asked.lines else '' }}%(neutral)s{{ '' if loop.last else prompt.separator }}
 {%%- endfor -%%}
 """
 
@@ -91,7 +105,8 @@ def decision_files(processor) -> dict[str, str]:
 
     A `noul` question asks whether a unit is present and a `score` question, with six criteria, for its level. The name
     of the question, or its instructions, is a code such as `AU12`, or the instructions describe a unit of your own.
-    The answers' digits are neutral, as for `recognize(readout="parallel")`.
+    Where the model was trained on whole lists, those asked about have to be in one of them, in its order, and the
+    whole list is asked about. The answers' digits are neutral, as for `recognize(readout="parallel")`.
 
     Args:
         processor ([`AuLlavaProcessor`]): Writes prompts and answers.
@@ -122,6 +137,7 @@ def decision_files(processor) -> dict[str, str]:
             "opening": apart(grammar.opening),
             "separator": apart(grammar.separator),
             "options": len(texts),
+            "lists": [] if task in processor.free_tasks else processor.trained_lists.get(task, []),
         }
         labels[kind] = list(texts)
         temperature[kind] = processor.calibration.get(task, {}).get("temperature", 1.0)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from markupsafe import Markup
 
-from .action_units import write_answer
+from .action_units import cover, select, write_answer
 from .demo import data_uri, template
 from .drawing import draw_evidence, draw_faces, is_active
 from .face_alignment import Face
@@ -70,7 +70,12 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto", e
         drawn=data_uri(draw_faces(photo.image, photo.answers[0])),
         faces=faces,
         found_by=detector_name(photo.faces),
-        prompts=[_prompt(pipe, question) | {"answers": texts} for question, texts in zip(asked, raw, strict=True)],
+        prompts=[
+            prompt | {"answers": texts}
+            for question, some in zip(asked, raw, strict=True)
+            for prompt, texts in zip(_prompts(pipe, question), some, strict=True)
+        ],
+        guessed=_guessed(pipe, asked),
         downloads=_downloads(pipe, rows(photo, name), asked, detector, Path(name).stem),
     )  # fmt: skip
 
@@ -92,19 +97,33 @@ def _looked(face: Face, answers: dict) -> str:
     return data_uri(draw_evidence(face.crop, answers["action_units"], answers["task"], 400))
 
 
-def _prompt(pipe, question: Question) -> dict:
-    """What the model is asked: a whole list that it was trained on, where that holds the units in question."""
+def _prompts(pipe, question: Question) -> list[dict]:
+    """What the model is asked: whole lists that it was trained on, where they hold the units in question."""
     task, units = question
-    return {"task": task, "text": pipe.processor.prompt(task, pipe.processor.question(task, units))}
+    lists = pipe.processor.questions(task, units)
+    return [{"task": task, "text": pipe.processor.prompt(task, whole)} for whole in lists]
 
 
-def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Question) -> list[str]:
-    """What the model wrote about each face: the whole list that it was asked about, before any calibration."""
+def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Question) -> list[list[str]]:
+    """What the model wrote about each face, for each list that it was asked about, before any calibration."""
     task, units = question
-    whole, found = pipe.processor.question(task, units), [face["action_units"] for face in answers]
-    if whole != units or task in pipe.processor.calibration or pipe.processor.mirror:
-        (found,) = pipe.forward(faces, questions=[(task, whole)], batch_size=8, calibrated=False, mirror=False)
-    return [write_answer([face[unit.code]["value"] for unit in whole], task, whole) for face in found]
+    lists, found = pipe.processor.questions(task, units), [[face["action_units"] for face in answers]]
+    if lists != [units] or task in pipe.processor.calibration or pipe.processor.mirror:
+        asked = [(task, whole) for whole in lists]
+        found = pipe.forward(faces, questions=asked, batch_size=8, calibrated=False, mirror=False)
+    return [
+        [write_answer([face[unit.code]["value"] for unit in whole], task, whole) for face in some]
+        for whole, some in zip(lists, found, strict=True)
+    ]
+
+
+def _guessed(pipe, asked: list[Question]) -> list[dict]:
+    """Units that the model was not trained to tell, by task."""
+    lists = pipe.processor.trained_lists
+    strange = [
+        (task, cover(units, [select(codes, task) for codes in lists.get(task, [])])[1]) for task, units in asked
+    ]
+    return [{"task": task, "units": [unit.code for unit in units]} for task, units in strange if lists and units]
 
 
 def show_video(
@@ -162,7 +181,8 @@ def show_video(
         still=_still(video, found, asked[0]) if seen else None,
         seen=seen,
         timelines=[{"task": task, "picture": line} for (task, _), line in zip(asked, lines, strict=False)],
-        prompts=[_prompt(pipe, question) for question in asked],
+        prompts=[prompt for question in asked for prompt in _prompts(pipe, question)],
+        guessed=_guessed(pipe, asked),
         downloads=_downloads(pipe, found, asked, detector, Path(name).stem),
     )
 

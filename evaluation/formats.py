@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from au_llava.action_units import PRESETS, TASKS, parse_answer, select
+from au_llava.action_units import PRESETS, TASKS, ActionUnit, parse_answer
 
 from .data import EvaluationSet, spread
 
@@ -33,31 +33,38 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
     """
     rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    own = {
-        task: [unit.code for unit in processor.question(task, units)] for task, units in evaluation_set.units.items()
-    }
+    own = {task: processor.questions(task, units) for task, units in evaluation_set.units.items()}
     asked = {
         task: own[task]
-        if set(SHARED) <= set(own.get(task, ()))
-        else [unit.code for unit in processor.question(task, list(SHARED))]
+        if set(SHARED) <= {unit.code for units in own.get(task, ()) for unit in units}
+        else processor.questions(task, list(SHARED))
         for task in TASKS
     }
-    invalid, constrained = dict.fromkeys(own, 0), dict.fromkeys(own, 0)
+    invalid, constrained = dict.fromkeys(own, 0.0), dict.fromkeys(own, 0.0)
     values, calibrated = ({task: [] for task in TASKS} for _ in range(2))
     for batch in batches:
-        crops, recognized = evaluation_set.pictures(batch), {}
-        for task, units in own.items():
-            invalid[task] += sum(not valid(text, task, units) for text in _write(model, processor, crops, task, units))
-            recognized[task] = _recognize(model, processor, crops, task, units)
-            texts = processor.batch_decode(recognized[task].sequences, skip_special_tokens=True)
-            constrained[task] += sum(not valid(text, task, units) for text in texts)
-        for task, units in asked.items():
-            # What the scores ask has just been answered.
-            same = units == own.get(task)
-            found = recognized[task] if same else _recognize(model, processor, crops, task, units)
-            columns = [units.index(code) for code in SHARED]
-            values[task].append(found.values.cpu().numpy()[:, columns])
-            calibrated[task].append(processor.calibrate(found, task, units).values.cpu().numpy()[:, columns])
+        crops = evaluation_set.pictures(batch)
+        recognized = {
+            task: [_recognize(model, processor, crops, task, units) for units in lists]
+            for task, lists in asked.items()
+        }
+        for task, lists in own.items():
+            for place, units in enumerate(lists):
+                # What is asked for the contradictions has just been answered.
+                same = lists == asked[task]
+                found = recognized[task][place] if same else _recognize(model, processor, crops, task, units)
+                texts = processor.batch_decode(found.sequences, skip_special_tokens=True)
+                constrained[task] += sum(not valid(text, task, units) for text in texts) / len(lists)
+                texts = _write(model, processor, crops, task, units)
+                invalid[task] += sum(not valid(text, task, units) for text in texts) / len(lists)
+        for task, lists in asked.items():
+            codes = [unit.code for units in lists for unit in units]
+            columns = [codes.index(code) for code in SHARED]
+            fitted = [
+                processor.calibrate(found, task, units) for found, units in zip(recognized[task], lists, strict=True)
+            ]
+            for kept, answers in ((values, recognized[task]), (calibrated, fitted)):
+                kept[task].append(torch.cat([found.values.cpu() for found in answers], 1).numpy()[:, columns])
     stacked, fitted = ({task: np.concatenate(parts) for task, parts in own.items()} for own in (values, calibrated))
     return {
         "pictures": len(rows),
@@ -89,7 +96,7 @@ def contradictions(values: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _write(model, processor, crops: list, task: str, units: list[str]) -> list[str]:
+def _write(model, processor, crops: list, task: str, units: list[ActionUnit]) -> list[str]:
     """What the model writes when nothing keeps it to the answer's form."""
     inputs = processor(images=crops, task=task, action_units=units).to(model.device, model.dtype)
     room = len(processor.grammar(task, units)) + 8
@@ -97,19 +104,20 @@ def _write(model, processor, crops: list, task: str, units: list[str]) -> list[s
     return processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _recognize(model, processor, crops: list, task: str, units: list[str]):
+def _recognize(model, processor, crops: list, task: str, units: list[ActionUnit]):
     inputs = processor(images=crops, task=task, action_units=units)
     return model.recognize(**inputs, grammar=processor.grammar(task, units), mirror=processor.mirror)
 
 
-def valid(text: str, task: str, units: list[str]) -> bool:
+def valid(text: str, task: str, units: list[ActionUnit]) -> bool:
     """Whether a text is an answer: an array of the right length and range, and nothing else.
 
-    >>> valid("[0, 1]", "detection", ["AU6", "AU12"]), valid("[0, 2]", "detection", ["AU6", "AU12"])
+    >>> from au_llava.action_units import select
+    >>> valid("[0, 1]", "detection", select("AU6,AU12")), valid("[0, 2]", "detection", select("AU6,AU12"))
     (True, False)
     """
     try:
-        parse_answer(text, task, select(units))
+        parse_answer(text, task, units)
     except ValueError:
         return False
     return True

@@ -174,24 +174,29 @@ def _ask(
 ) -> pa.Table:
     """Answers about some pictures, each of which is read once for all tasks."""
     # As users are asked: of some units of a list that the model was trained on, the list.
-    units = {task: [unit.code for unit in processor.question(task, evaluation_set.units[task])] for task in tasks}
-    grammars = {task: processor.grammar(task, units[task]) for task in tasks}
+    asked = [(task, whole) for task in tasks for whole in processor.questions(task, evaluation_set.units[task])]
+    grammars = [processor.grammar(task, whole) for task, whole in asked]
     blank = Image.new("RGB", (1, 1))  # the prompt is the same for every picture
-    prompts = {task: processor(images=blank, task=task, action_units=units[task])["input_ids"] for task in tasks}
-    found = {task: [] for task in tasks}
+    prompts = [processor(images=blank, task=task, action_units=whole)["input_ids"] for task, whole in asked]
+    found: list[list] = [[] for _ in asked]
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         pixels = processor.image_processor(evaluation_set.pictures(batch), return_tensors="pt")["pixel_values"]
         encoded = model.encode(pixels, how["mirror"])
-        for task in tasks:
-            prompt = prompts[task].expand(len(batch), -1)
-            found[task].append(model.recognize(prompt, None, grammars[task], encoded=encoded, **how))
+        for parts, prompt, grammar in zip(found, prompts, grammars, strict=True):
+            each = prompt.expand(len(batch), -1)
+            parts.append(model.recognize(each, None, grammar, encoded=encoded, **how))
         progress.update(len(batch))
     tables = []
-    for task, parts in found.items():
-        places = [units[task].index(code) for code in evaluation_set.units[task]]
+    for task in tasks:
+        own = [(whole, parts) for (about, whole), parts in zip(asked, found, strict=True) if about == task]
+        codes = [unit.code for whole, _ in own for unit in whole]
+        places = [codes.index(code) for code in evaluation_set.units[task]]
         names = ("values", "probabilities", "expected_values", "distributions")
-        answers = (torch.cat([part.__dict__[name] for part in parts])[:, places].cpu() for name in names)
+        answers = (
+            torch.cat([torch.cat([part.__dict__[name] for part in parts]) for _, parts in own], 1)[:, places].cpu()
+            for name in names
+        )
         tables.append(answer_table(evaluation_set, task, rows, *answers))
     return pa.concat_tables(tables)
 

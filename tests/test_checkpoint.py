@@ -91,8 +91,9 @@ def test_what_was_asked_is_known_afterwards(text_first):
         "detection": 1, "intensity_level": 1, "intensity": 2
     }  # fmt: skip
     text_first.trained_lists = lists
-    assert [unit.code for unit in text_first.question("intensity", "AU12")] == lists["intensity"][1]
-    assert [unit.code for unit in text_first.question("intensity", "FEAFA3")] == lists["intensity"][0]
+    for code, place in (("AU12", 1), ("FEAFA3", 0)):
+        (asked,) = text_first.questions("intensity", code)
+        assert [unit.code for unit in asked] == lists["intensity"][place]
 
 
 def test_a_mirrored_face_has_its_sides_exchanged(text_first, rows):

@@ -1,6 +1,7 @@
 """transformers' own decision pipeline, asking this model about Action Units."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,32 @@ def test_levels_of_several_units_in_one_pass(decide, folder, face):
         chances = list(answer["probabilities"].values())
         assert chances == pytest.approx(expected.distributions[0, number].tolist(), abs=1e-4)
         assert answer["score"] == pytest.approx(expected.expected_values[0, number].item(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained_on_lists(folder, tmp_path_factory):
+    """The same model as if it had been trained on two lists alone."""
+    place = tmp_path_factory.mktemp("lists") / folder.name
+    shutil.copytree(folder, place)
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    processor.trained_lists = {"detection": [["AU9", "AU4"], ["AU1", "AU4", "AU6", "AU12"]]}
+    processor.save_pretrained(place)
+    return place
+
+
+def test_of_a_list_that_the_model_was_trained_on_all_is_asked(trained_on_lists, face):
+    decide = pipeline("decision", model=str(trained_on_lists), trust_remote_code=True)
+    expected = ours(decide, trained_on_lists, face, "detection", "AU1,AU4,AU6,AU12").expected_values[0].tolist()
+    for codes, places in ((["AU4", "AU12"], [1, 3]), (["AU1"], [0]), (["AU1", "AU4", "AU6", "AU12"], [0, 1, 2, 3])):
+        answers = ask(decide, face, dict.fromkeys(codes, NOUL))
+        found = [answers[code]["noul"] for code in codes]
+        assert found == pytest.approx([expected[place] for place in places], abs=1e-4)
+    levels = ask(decide, face, {"AU12": {"type": "score", "criteria": LEVELS}})  # not trained on lists
+    alone = ours(decide, trained_on_lists, face, "intensity_level", "AU12").expected_values[0].item()
+    assert levels["AU12"]["score"] == pytest.approx(alone, abs=1e-4)
+    for strange in (["AU12", "AU4"], ["AU9", "AU12"], ["AU12", "AU43"]):
+        with pytest.raises(Exception, match="in its order: AU9, AU4; AU1, AU4, AU6, AU12"):
+            ask(decide, face, dict.fromkeys(strange, NOUL))
 
 
 @pytest.mark.parametrize(

@@ -111,18 +111,44 @@ def test_a_part_of_a_trained_list_is_answered_from_the_whole_list(model, process
     pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
     whole, part = (pipe(crops[0], action_units=units)[0]["action_units"] for units in ("bp4d", some))
     assert list(part) == ["AU12", "AU6"] and all(part[code] == whole[code] for code in part)
-    assert [len(own.question("detection", code)) for code in ("AU12", "AU9")] == [12, 1]
-    assert [unit.code for unit in own.question("intensity_level", some)] == ["AU12", "AU6"]  # never said to be limited
+    assert [len(*own.questions("detection", code)) for code in ("AU12", "AU9")] == [12, 1]
 
 
-def test_units_outside_the_trained_lists_are_answered_with_a_warning(model, processor, crops, monkeypatch):
+def test_units_of_several_lists_are_answered_from_each(model, processor, crops):
+    own = copy.deepcopy(processor)
+    own.trained_lists = {"detection": [["AU9", "AU6"], list(PRESETS["bp4d"])]}
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    (face,) = pipe(crops[0], action_units="AU9,AU12,AU6,AU1", return_evidence=True)
+    (whole,), (other,) = (pipe(crops[0], action_units=units, return_evidence=True) for units in ("bp4d", "AU9,AU6"))
+    assert list(face["action_units"]) == ["AU9", "AU12", "AU6", "AU1"]
+    assert face["action_units"]["AU9"] == other["action_units"]["AU9"]
+    for code in ("AU12", "AU6", "AU1"):  # AU6 is in both; the list with more of the units tells of it
+        assert face["action_units"][code] == whole["action_units"][code]
+
+
+def test_units_outside_the_trained_lists_are_guessed_with_a_warning_and_spoil_no_others(
+    model, processor, crops, monkeypatch
+):
     own, said = copy.deepcopy(processor), []
     own.trained_lists = {"detection": [["AU9"], ["AU6", "AU12"]]}
     monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
     pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
-    assert list(pipe(crops[0], action_units="AU6,AU20")[0]["action_units"]) == ["AU6", "AU20"]
-    assert list(pipe(crops[0], action_units="AU9,AU12")[0]["action_units"]) == ["AU9", "AU12"]
-    assert "for AU20 at all" in said[0] and "for AU9, AU12 in one list" in said[1] and "AU6, AU12" in said[1]
+    (face,), (known,) = (pipe(crops[0], action_units=units) for units in ("AU6,AU20", "AU6"))
+    assert list(face["action_units"]) == ["AU6", "AU20"]
+    assert face["action_units"]["AU6"] == known["action_units"]["AU6"]
+    assert said == [
+        "The model was not trained to answer detection for AU20, and will guess. It was trained on AU9; AU6, AU12."
+    ]
+    pipe(crops[0], task="intensity_level", action_units="AU12")
+    assert "answer intensity_level for AU12, and will guess. It was trained on detection alone." in said[1]
+
+
+def test_of_tasks_trained_on_any_selection_just_the_units_are_asked_about(processor, monkeypatch):
+    own, said = copy.deepcopy(processor), []
+    own.trained_lists, own.free_tasks = {"detection": [["AU9"], ["AU6", "AU12"]]}, ["detection"]
+    monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
+    assert [[unit.code for unit in units] for units in own.questions("detection", "AU12,AU9")] == [["AU12", "AU9"]]
+    assert not said and len(*own.questions("detection", "AU12,AU20")) == 2 and "for AU20" in said[0]
 
 
 def test_no_face_is_an_empty_list_and_a_warning_that_names_the_picture(pipe, tmp_path, caplog):

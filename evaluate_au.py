@@ -14,10 +14,10 @@ import argparse
 import json
 import shlex
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from au_llava import AuLlavaProcessor
 from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
@@ -39,6 +39,7 @@ from evaluation.data import (
     read_set,
 )
 from evaluation.formats import check_formats
+from evaluation.people import check_apart, check_held_out, check_never_seen, held_out
 from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
 from evaluation.results import summarise, write_json
@@ -102,12 +103,14 @@ def arguments() -> argparse.Namespace:
     names = [Path(folder).name for folder in args.beside]
     if len(set(names)) < len(names):
         parser.error(f"--beside {' '.join(args.beside)}: rows are named by their folders; give folders of other names")
-    args.fold = FOLDS[args.fold]
+    if args.calibrate:
+        refuse("--calibrate", ("limit", "readout", "mirror"), "what is fitted is applied to the answers of all users")
+    args.fold, args.options = FOLDS[args.fold], ""
     if args.predictions:  # about what they were made for
         origin = read_origin(args.predictions)
         if args.dataset not in (None, origin["dataset"].partition(":")[0]):
             parser.error(f"{args.predictions} holds predictions about {origin['dataset']}, not {args.dataset}")
-        known = ("dataset", "protocol", "split", "readout")
+        known = ("dataset", "protocol", "options", "split", "readout")
         vars(args).update({name: origin[name] for name in known if name in origin})
     args.dataset = args.dataset or "synthetic"
     one_model = args.model and "{fold}" not in args.model
@@ -126,8 +129,30 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def calibrate(args: argparse.Namespace, how: tuple) -> None:
-    """Fit on the validation people of each fold, and store in the folder of its model."""
+def answered(model: str, about: EvaluationSet) -> list[str]:
+    """The tasks of a set that a model was trained to answer, as far as its processor tells; others are left out.
+
+    Raises:
+        ValueError: There is none.
+    """
+    lists = (
+        AuLlavaProcessor.get_processor_dict(of_fold(model, min(about.folds)))[0].get("trained_lists") or about.labels
+    )
+    known = [task for task in about.labels if task in lists]
+    told = f"{model} was trained to answer {', '.join(lists)} alone"
+    if not known:
+        raise ValueError(f"{told}; name tasks of {about.name} with --tasks to see what it guesses.")
+    if strange := [task for task in about.labels if task not in lists]:
+        print(f"{told}; left out: {', '.join(strange)}. To see what it guesses, name tasks with --tasks.")
+    return known
+
+
+def calibrate(args: argparse.Namespace, how: tuple, about: EvaluationSet) -> None:
+    """Fit on the validation people of each fold, and store in the folder of its model.
+
+    Raises:
+        ValueError: Some of them are tested, in `about`, or were trained on.
+    """
     folder = args.validation_dir or args.data_dir
     known = held_out(args.model, CsvLabels.DATASET) if is_own(args.dataset) else None
     if known is not None:
@@ -137,6 +162,7 @@ def calibrate(args: argparse.Namespace, how: tuple) -> None:
     if args.dataset not in RENDERED and not is_own(args.dataset):  # rendered faces come with a split of their own
         for fold, people in apart.people().items():
             check_held_out(of_fold(args.model, fold), args.dataset, people)
+    check_apart(apart, about)
     stored = predict(apart, args.model, Path(args.output, "validation"), *how)
     if processes().is_main_process:
         for fold, fitted in calibration.fit_folds(stored).items():
@@ -154,70 +180,6 @@ def own_people_apart(args: argparse.Namespace, folder: str, known: list[str]) ->
     if not rows:
         raise ValueError(f"{args.model} was trained on everyone in {folder}; train it with --held_out {HELD_OUT}.")
     return replace(train.take(rows), split="validation")
-
-
-def held_out(model: str, dataset: str) -> list[str] | None:
-    """The people of a data set that a model was not trained on, if `train_sft.py` noted them in its folder."""
-    return noted(Path(model, "held_out.json")).get(dataset)
-
-
-def noted(file: Path) -> dict[str, list[str]]:
-    """People by data set, of a model that is a folder here and was trained by `train_sft.py`."""
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def check_never_seen(model: str, about: EvaluationSet) -> None:
-    """Refuse to test a model on people that it was trained on: it is better on them than on others.
-
-    With folds, a model is tested on one of them. Names in a csv of one's own may be anyone's, so that they are told.
-    Nothing is refused of the split `train`, which asks what was learnt, nor of FEAFA under the paper's protocol, which
-    leaks by its own words.
-
-    Args:
-        model (`str`): Folder, `{fold}` in it stands for a number; `train_sft.py` writes `trained_on.json` there.
-            Without one, nothing is known.
-        about (`EvaluationSet`): What is asked.
-
-    Raises:
-        ValueError: The model was trained on some of them.
-    """
-    if about.split == "train" or (about.name, about.protocol) == ("feafa", "paper"):
-        return
-    dataset = CsvLabels.DATASET if is_own(about.name) else about.name
-    for fold, asked in about.people().items():
-        folder = of_fold(model, fold)
-        if known := sorted(asked & set(noted(Path(folder, "trained_on.json")).get(dataset, ()))):
-            some = ", ".join(known[:5]) + (f" and {len(known) - 5} others" if len(known) > 5 else "")
-            told = f"{folder} was trained on {some}, who are in the split {about.split}"
-            if not is_own(about.name):
-                raise ValueError(
-                    f"{told}{f' of fold {fold}' if fold else ''}; name the fold that it was not trained on with "
-                    "--fold, a model for each fold with {fold} in --model, or the naming of its training "
-                    "(--data_dir DIR?naming=...). --split train shows what it has learnt."
-                )
-            warnings.warn(
-                f"{told}, unless others have the same names; scores of people trained on are too good.", stacklevel=2
-            )
-
-
-def check_held_out(model: str, dataset: str, people: set[str]) -> None:
-    """Refuse to fit on people that a model was trained on: it is surer about them than about others.
-
-    Args:
-        model (`str`): Folder; `train_sft.py` writes `held_out.json` there. Without one, nothing is known.
-        dataset (`str`): Whose people they are.
-        people (`set[str]`): The subjects that are to be fitted on.
-
-    Raises:
-        ValueError: The model was trained on some of them.
-    """
-    known = held_out(model, dataset)
-    if known is not None and not people <= set(known):
-        seen = ", ".join(sorted(people - set(known)))
-        raise ValueError(
-            f"{model} was trained on {seen}, whom --calibrate would fit to; train it with --held_out {HELD_OUT}, or "
-            "leave --calibrate out."
-        )
 
 
 def stored_calibration(folder: str) -> dict[int, dict]:
@@ -242,17 +204,19 @@ def main() -> None:
         comparison = compare(*(read_answers(folder, args.decision) for folder in args.compare), args.resamples)
         write_json(comparison, args.output, "comparison.json")
         about = read_origin(args.compare[0])
-        print(f"{comparison_table(comparison)}\n\nProtocol: {protocol_in_words(about['dataset'], about['protocol'])}.")
+        words = protocol_in_words(about["dataset"], about["protocol"], about["options"])
+        print(f"{comparison_table(comparison)}\n\nProtocol: {words}.")
         return
-    how = (args.batch_size, args.dtype, args.tasks, args.readout, args.mirror)
     evaluation_set = None
     if args.data_dir:
         evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
-        args.dataset = evaluation_set.name
+        args.dataset, args.options = evaluation_set.name, evaluation_set.options
     if args.model:
         check_never_seen(args.model, evaluation_set)
+        args.tasks = args.tasks or answered(args.model, evaluation_set)
+    how = (args.batch_size, args.dtype, args.tasks, args.readout, args.mirror)
     if args.calibrate:
-        calibrate(args, how)
+        calibrate(args, how, evaluation_set)
     stored = args.predictions
     if args.model:
         stored = predict(evaluation_set, args.model, args.output, *how)

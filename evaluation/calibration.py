@@ -1,10 +1,11 @@
 """Make a model's probabilities mean what they say, and its values as good as its distributions allow.
 
 All is fitted on the validation split and nothing else, and is stored with the model's processor, for each task with
-`fitted_on`, the data set, protocol and test fold whose validation people were used; [`Recognition.calibrated`] applies
-it. `{"detection": {"temperature": 1.4, "thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1,
-"decision": "median", "mass": 0.82}, "intensity": {"temperature": 0.6, "temperatures": {"FEAFA1":
-0.6, ...}, "lines": {"FEAFA1": [0.1, 1.2], ...}, "margins": {"FEAFA1": [0.08, 0.21], ...}}}`.
+`fitted_on`, the data sets, protocols, options and test folds whose validation people were used;
+[`Recognition.calibrated`] applies it. `{"detection": {"temperature": 1.4, "temperatures": {"AU1": 1.4, ...},
+"thresholds": {"AU1": 0.31, ...}}, "intensity_level": {"temperature": 1.1, "decision": "median", "mass": 0.82},
+"intensity": {"temperature": 0.6, "temperatures": {"FEAFA1": 0.6, ...}, "lines": {"FEAFA1": [0.1, 1.2], ...},
+"margins": {"FEAFA1": [0.08, 0.21], ...}}}`. What is there for each unit is of the list that it was last fitted with.
 
 - A temperature T turns a distribution p into p^(1/T), scaled to sum 1 (Guo et al., 2017): T above 1 makes it humbler.
 - A threshold on the probability of presence, for each Action Unit, with the best F1: the mean over resampled pictures,
@@ -39,6 +40,7 @@ from .scores import is_detection
 
 
 BINS, RESAMPLES = 15, 200
+BY_UNIT = ("temperatures", "thresholds", "lines", "margins")
 # Lines that are tried: slopes, and shares of the validation pictures that are to come out as the lowest value.
 SLOPES = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4, 1.6, 2, 2.5])
 SHARES = np.linspace(0, 0.975, 40)
@@ -63,6 +65,7 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
         temperature = round(fit_temperature(answer), 4)
         fitted[task] = {"temperature": temperature}
         if is_detection(task):
+            fitted[task]["temperatures"] = dict.fromkeys(answer.action_units, temperature)
             probability = apply(answer, fitted[task]).expected_values
             fitted[task]["thresholds"] = {
                 unit: fit_threshold(answer.labels[:, column], probability[:, column])
@@ -76,7 +79,6 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
             fitted[task]["decision"] = min(errors, key=errors.get)
             fitted[task]["mass"] = fit_mass(apply(answer, fitted[task]))
         else:
-            # Of each unit, for a task may be fitted on one list after the other.
             fitted[task]["temperatures"] = dict.fromkeys(answer.action_units, temperature)
             fitted[task]["lines"] = {
                 unit: fit_line(answer.labels[:, column], answer.expected_values[:, column])
@@ -99,8 +101,8 @@ def fit_folds(predictions: str | Path) -> dict[int, dict[str, dict]]:
     answers, origin, fitted = read_answers(predictions), read_origin(predictions), {}
     for fold in sorted({int(fold) for answer in answers.values() for fold in answer.folds}):
         own = fit({task: answer.take(answer.folds == fold) for task, answer in answers.items()})
-        source = {"dataset": origin["dataset"], "protocol": origin["protocol"], "fold": fold}
-        fitted[fold] = {task: values | {"fitted_on": source} for task, values in own.items()}
+        source = {name: origin[name] for name in ("dataset", "protocol", "options")} | {"fold": fold}
+        fitted[fold] = {task: values | {"fitted_on": [source]} for task, values in own.items()}
     return fitted
 
 
@@ -235,7 +237,7 @@ def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: st
     Args:
         calibrations (`dict[int, dict]`): By test fold, from [`load`].
         task (`str`): Which task.
-        origin (`dict`): `dataset` and `protocol` of the test set.
+        origin (`dict`): `dataset`, `protocol` and `options` of the test set.
         split (`str`): Which people are scored. In `validation` and `train` are those whom a calibration on the same
             data set was fitted on.
 
@@ -243,13 +245,14 @@ def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: st
         ValueError: A calibration was fitted for another fold of this data set: on people that are tested here.
     """
     found = {fold: fitted[task] for fold, fitted in calibrations.items() if task in fitted}
-    for fold, fitted in found.items():
-        source = fitted.get("fitted_on", {})
-        if source.get("dataset") not in _same_people(origin["dataset"]):
+    own = RENDERED if origin["dataset"] in RENDERED else (origin["dataset"],)  # rendered faces are of the same people
+    sources = [(fold, source) for fold, fitted in found.items() for source in fitted.get("fitted_on", [])]
+    for fold, source in sources:
+        if source["dataset"] not in own:
             continue
         if split != "test":
             return {}
-        if source["fold"] != fold:
+        if (source["fold"], source["options"]) != (fold, origin["options"]):
             raise ValueError(
                 f"The calibration for {task} was fitted for {source}, not for fold {fold} of {origin}: thresholds "
                 "would have seen test people. Calibrate this fold's own model, or give --calibration FOLDER."
@@ -265,19 +268,15 @@ def fitted_to(calibrations: dict[str, dict]) -> str:
     Args:
         calibrations (`dict[str, dict]`): By test fold, as `results.json` has them; one at least.
 
-    >>> fitted_to({"0": {"fitted_on": {"dataset": "synthetic", "protocol": "standard", "fold": 0}}})
+    >>> fitted_to({"0": {"fitted_on": [{"dataset": "synthetic", "protocol": "standard", "options": "", "fold": 0}]}})
     'validation people of synthetic, none of whom is tested'
     """
-    sources = [own.get("fitted_on", {"dataset": "an unknown set"}) for own in calibrations.values()]
+    unknown = [{"dataset": "an unknown set", "protocol": "standard"}]
+    sources = [source for own in calibrations.values() for source in own.get("fitted_on", unknown)]
     names = ", ".join(sorted({source["dataset"] for source in sources}))
     # FEAFA's random test frames are of everyone.
-    leaks = any(source == {"dataset": "feafa", "protocol": "paper", "fold": 0} for source in sources)
+    leaks = any((source["dataset"], source["protocol"]) == ("feafa", "paper") for source in sources)
     return f"validation people of {names}, {'other frames of whom are' if leaks else 'none of whom is'} tested"
-
-
-def _same_people(dataset: str) -> tuple[str, ...]:
-    """The data sets whose pictures are this one's: both sets of rendered faces have the same."""
-    return RENDERED if dataset in RENDERED else (dataset,)
 
 
 def apply_folds(answers: Answers, fitted: dict[int, dict]) -> Answers:
@@ -363,8 +362,8 @@ def coverage(answers: Answers, fitted: dict[int, dict]) -> dict[str, dict] | Non
 def store(fitted: dict, folder: str | Path) -> Path:
     """Write a calibration into `processor_config.json` of a model's folder, in place of older ones of the same tasks.
 
-    Where values follow by lines, those, temperatures and margins of other units stay: such a task may be fitted on
-    several lists of units, one after the other.
+    A task may be fitted on several lists of units, one after the other: what was found for units that are not in the
+    last one stays.
 
     Raises:
         FileNotFoundError: The folder has no processor.
@@ -375,8 +374,11 @@ def store(fitted: dict, folder: str | Path) -> Path:
     settings = json.loads(path.read_text())
     known = settings.get("calibration") or {}
     for task, own in fitted.items():
-        before, by_unit = known.get(task, {}), {"lines", "temperatures", "margins"} if "lines" in own else set()
-        known[task] = own | {name: before.get(name, {}) | own[name] for name in by_unit & own.keys()}
+        before = known.get(task, {})
+        known[task] = own | {name: before.get(name, {}) | own[name] for name in BY_UNIT if name in own}
+        if before.get("temperatures", {}).keys() - own.get("temperatures", {}).keys():  # other units' stay
+            earlier = [source for source in before["fitted_on"] if source not in own["fitted_on"]]
+            known[task]["fitted_on"] = earlier + own["fitted_on"]
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(settings | {"calibration": known}, indent=2) + "\n")
     os.replace(draft, path)

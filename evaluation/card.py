@@ -17,8 +17,8 @@ from .table import NAMES, interval_cells, known_errors, number, published, remar
 def update_card(results: dict, readme: str | Path) -> Path:
     """Put the results into a model's README.md, in place of those that an earlier call put there.
 
-    The section lies between two comments that name data set and protocol, at the end where there was none. Results of
-    other data sets and protocols are kept.
+    The section lies between two comments that name data set, protocol and options, at the end where there was none.
+    Results of others are kept.
 
     Args:
         results (`dict`): From [`summarise`].
@@ -52,11 +52,13 @@ def update_card(results: dict, readme: str | Path) -> Path:
 
 
 def _key(results: dict) -> str:
-    return f"{results['settings']['dataset']} {results['settings']['protocol']}"
+    settings = results["settings"]
+    return " ".join(filter(None, (settings["dataset"], settings["protocol"], settings["options"])))
 
 
 def _eval_results(results: dict) -> list[EvalResult]:
     settings, entries = results["settings"], []
+    asked = " ".join(filter(None, (settings["protocol"], settings["options"])))
     for task, result in results["tasks"].items():
         row = answered_row(result["rows"])
         how = f"mean over {len(result['action_units'])} Action Units{row.removeprefix(MODEL)}"
@@ -70,7 +72,7 @@ def _eval_results(results: dict) -> list[EvalResult]:
                     task_name=f"Facial Action Units: {task}",
                     dataset_type=settings["dataset"],
                     dataset_name=_called(settings["dataset"]),
-                    dataset_config=f"{task}, {settings['protocol']} protocol",
+                    dataset_config=f"{task}, {asked} protocol",
                     dataset_split=settings["split"],
                     metric_type=metric,
                     metric_name=f"{NAMES[metric]}, {how}",

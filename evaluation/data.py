@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from au_llava.action_units import PRESETS
+from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
@@ -38,7 +39,8 @@ PROTOCOLS = {
     ("synthetic_facs", "standard"): f"{_RENDERED_SPLIT}; a label is the share, 0 to 1, of a unit's full contraction",
     ("bp4d", "standard"): f"{_SUBJECT_FOLDS}; label 9 is unknown and left out",
     ("disfa", "standard"): f"{_SUBJECT_FOLDS}; present means level 2 or more, as in the literature",
-    ("feafa", "standard"): "three folds of videos, none in both training and test; mean over folds, then over units",
+    ("feafa", "standard"): "three folds of videos, in part B of people, none in both training and test; scores are "
+    "the mean over folds, then over units",
     ("bp4d", "paper"): f"{_SUBJECT_FOLDS}; label 9 is unknown and left out (the paper's protocol is the standard one)",
     ("disfa", "paper"): f"{_SUBJECT_FOLDS}; present means a level above 2, as the paper's text says",
     ("feafa", "paper"): "the paper's random 4:1 split of frames; it leaks, as neighbouring frames of one video are in "
@@ -49,6 +51,15 @@ OWN = "csv"  # begins the name of a data set that someone brought, `csv:labels` 
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
+_WHOSE = ("naming", "part", "drop_bad_landmarks")  # options of data sets that say whose pictures are asked about
+# Data sets, as rows to train on name them, that show people of another one: part B of FEAFA is of DISFA's videos.
+_PEOPLE = {
+    "synthetic": ("synthetic_faces",),
+    "synthetic_facs": ("synthetic_faces",),
+    "disfa": ("disfa", "feafa"),
+    "feafa": ("feafa", "disfa"),
+    OWN: (CsvLabels.DATASET,),
+}
 FOLDS = {"1": 1, "2": 2, "3": 3, "all": None}  # what `--fold` may say, and how `read_set` takes it
 
 
@@ -68,6 +79,8 @@ class EvaluationSet:
         labels (`dict`): task to array `(samples, units)`, NaN where unknown, in the order of `units`.
         groups (`list[dict[str, str]]`): What else is known of each picture, such as the apparent skin tone.
         change (*optional*): Called with a picture and its row, gives the picture that the model sees instead.
+        options (`str`, *optional*): What was asked of the data set about whose pictures they are, as in
+            `naming=megraphau`.
     """
 
     name: str
@@ -81,6 +94,7 @@ class EvaluationSet:
     labels: dict[str, np.ndarray]
     groups: list[dict[str, str]]
     change: Callable[[Image.Image, int], Image.Image] | None = None
+    options: str = ""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -110,7 +124,7 @@ class EvaluationSet:
 
     def origin(self) -> dict[str, str]:
         """What predictions about this set remember of it."""
-        return {"dataset": self.name, "split": self.split, "protocol": self.protocol}
+        return {"dataset": self.name, "split": self.split, "protocol": self.protocol, "options": self.options}
 
     def fingerprint(self) -> str:
         """The same for the same pictures and labels, and else another."""
@@ -152,11 +166,27 @@ def is_own(dataset: str) -> bool:
     return dataset.partition(":")[0] == OWN
 
 
-def protocol_in_words(dataset: str, protocol: str) -> str:
-    """What a protocol means, as reports tell it."""
+def same_people(dataset: str) -> tuple[str, ...]:
+    """Under which names of data sets people of this one stand in `trained_on.json` and `held_out.json`.
+
+    >>> same_people("disfa"), same_people("csv:labels")
+    (('disfa', 'feafa'), ('own',))
+    """
+    return _PEOPLE.get(dataset.partition(":")[0], (dataset,))
+
+
+def protocol_in_words(dataset: str, protocol: str, options: str = "") -> str:
+    """What a protocol means, as reports tell it.
+
+    >>> protocol_in_words("feafa", "standard", "part=B").endswith("then over units (asked for with part=B)")
+    True
+    """
     if is_own(dataset):
         return "one's own pictures; nobody is in both training and test, as far as the csv names who is seen"
-    return PROTOCOLS[dataset, protocol]
+    words = PROTOCOLS[dataset, protocol]
+    if "naming=megraphau" in options:
+        words = words.replace("JAANet's order", "ME-GraphAU's order")
+    return f"{words} (asked for with {options})" if options else words
 
 
 def read_set(
@@ -206,7 +236,10 @@ def read_set(
         levels = labels["intensity_level"][:, [PRESETS["disfa"].index(code) for code in PRESETS["disfa8"]]]
         present = np.where(np.isnan(levels), np.nan, levels >= _PRESENT_FROM[protocol])
         labels = {"detection": present} | labels
-    return _from_crops(dataset, split, protocol, rows, list(rows["fold"]), _preset_units(dataset), labels)
+    asked = parse_qsl(str(data_dir).partition("?")[2])
+    options = "&".join(f"{name}={value}" for name, value in sorted(asked) if name in _WHOSE)
+    found = _from_crops(dataset, split, protocol, rows, list(rows["fold"]), _preset_units(dataset), labels)
+    return replace(found, options=options)
 
 
 def _source(dataset: str, place: str, config: str = "") -> Source:

@@ -32,7 +32,7 @@ def summarise(
 
     Args:
         answers (`dict[str, Answers]`): From [`read_answers`].
-        settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `models`.
+        settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `options`, `models`.
         command (`str`): The command lines that repeat it.
         calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]; adds a row, and reliability after
             calibration and how often intervals hold the label.
@@ -40,7 +40,7 @@ def summarise(
             row for each, and a comparison with ours, like with like.
         resamples (`int`): Of people, for the intervals.
     """
-    tasks, origin = {}, {name: settings[name] for name in ("dataset", "protocol")}
+    tasks, origin = {}, {name: settings[name] for name in ("dataset", "protocol", "options")}
     for task, raw in answers.items():
         fitted = own_people(calibrations or {}, task, origin, raw.split)
         calibrated = apply_folds(raw, fitted) if fitted else None
@@ -90,7 +90,7 @@ def _comparisons(ours: str, other: str, first: Answers, second: Answers, resampl
 
 def _protocol(settings: dict, answers: dict[str, Answers]) -> str:
     """The protocol in words, with what may be unfair about this use of it."""
-    words = protocol_in_words(settings["dataset"], settings["protocol"])
+    words = protocol_in_words(settings["dataset"], settings["protocol"], settings["options"])
     folds = {int(fold) for answer in answers.values() for fold in answer.folds}
     if len(settings["models"]) == 1 and len(folds) > 1:
         words += "; one model for all folds, which is fair only if it was trained on none of these people"

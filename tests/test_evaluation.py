@@ -37,8 +37,10 @@ from baselines import linear_head
 from baselines.tuning import augmented, tune
 from evaluation import calibration
 from evaluation.answers import read_answers
+from evaluation.card import update_card
 from evaluation.data import SAMPLE, read_set, spread
 from evaluation.formats import SHARED, check_formats
+from evaluation.people import check_apart, check_never_seen
 from evaluation.predict import load, predict
 from evaluation.robustness import curves, damaged
 from evaluation.scores import score_row
@@ -252,6 +254,7 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--predictions {} --fold 1 --calibrate", "--predictions goes without --fold, --calibrate"),
         ("--predictions {} --limit 3 --readout parallel", "--predictions goes without --limit, --readout"),
         ("--compare {0} {0} --calibrate --tasks detection", "--compare goes without --tasks, --calibrate"),
+        ("--model . --calibrate --limit 3 --no-mirror", "--calibrate goes without --limit, --mirror"),
         ("--model . --beside one/head two/head", "--beside one/head two/head: rows are named by their folders"),
     ],
 )
@@ -270,7 +273,8 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
     evaluate(*arguments, "--tasks", "detection", "intensity_level", "--output", tmp_path / "first")
     stored = calibration.load(folder)
     assert {0: stored} == calibration.fit_folds(tmp_path / "first" / "validation")
-    assert stored["detection"]["fitted_on"] == {"dataset": "synthetic", "protocol": "standard", "fold": 0}
+    about = {"dataset": "synthetic", "protocol": "standard", "options": "", "fold": 0}
+    assert stored["detection"]["fitted_on"] == [about]
 
     answers, tasks = (
         read_answers(tmp_path / "first"),
@@ -337,14 +341,18 @@ def test_calibration_is_stored_with_the_processor(folder):
     assert calibration.store(fitted, folder) == path
     assert calibration.load(folder) == fitted
     assert json.loads(path.read_text()) | {"calibration": {}} == before
-    for number, unit in enumerate(
-        ("FEAFA1", "AU12", "AU12")
-    ):  # a list after the other; the last word on a unit counts
-        own, line = 1.0 + number, [0.0, 1.0 + number]
-        newest = {"temperature": own, "temperatures": {unit: own}, "lines": {unit: line}}
-        calibration.store({"intensity": newest}, folder)
-    both = {"temperatures": {"FEAFA1": 1.0, "AU12": 3.0}, "lines": {"FEAFA1": [0.0, 1.0], "AU12": [0.0, 3.0]}}
-    assert calibration.load(folder) == fitted | {"intensity": {"temperature": 3.0} | both}
+    forget(folder)
+    lists = (("FEAFA1", "feafa"), ("AU12", "csv"), ("AU12", "synthetic_facs"))  # the last word on a unit counts
+    for number, (unit, dataset) in enumerate(lists, 1):
+        newest = {"temperature": float(number), "temperatures": {unit: number}, "fitted_on": [{"dataset": dataset}]}
+        calibration.store({"intensity": newest | {"lines": {unit: [0, number]}}}, folder)
+        calibration.store({"detection": newest | {"thresholds": {unit: number / 9}}}, folder)
+    both = {"temperature": 3.0, "temperatures": {"FEAFA1": 1, "AU12": 3}}
+    both["fitted_on"] = [{"dataset": dataset} for _, dataset in lists]
+    assert calibration.load(folder) == {
+        "intensity": both | {"lines": {"FEAFA1": [0, 1], "AU12": [0, 3]}},
+        "detection": both | {"thresholds": {"FEAFA1": 1 / 9, "AU12": 3 / 9}},
+    }
     forget(folder)
     assert json.loads(path.read_text()) == before
     assert calibration.load(None) == {}
@@ -433,7 +441,7 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["settings"]["dataset"] == "csv:mine" and results["protocol"].startswith("one's own pictures")
     fitted = calibration.load(tmp_path / "model")["detection"]
-    assert fitted["fitted_on"]["dataset"] == "csv:mine" and set(fitted["thresholds"]) == {"AU12", "AU4"}
+    assert fitted["fitted_on"][0]["dataset"] == "csv:mine" and set(fitted["thresholds"]) == {"AU12", "AU4"}
     card = (tmp_path / "model" / "README.md").read_text()
     assert "## Results on csv:mine" in card and "name: Own pictures (csv:mine)" in card
     evaluate(
@@ -468,7 +476,8 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
     evaluate("--model", tmp_path / "model{fold}", *data, "--fold", "all", "--calibrate", *one, tmp_path / "out")
     for fold in (1, 2, 3):
         stored = calibration.load(tmp_path / f"model{fold}")
-        assert stored["detection"]["fitted_on"] == {"dataset": "disfa", "protocol": "standard", "fold": fold}
+        about = {"dataset": "disfa", "protocol": "standard", "options": "", "fold": fold}
+        assert stored["detection"]["fitted_on"] == [about]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["tasks"]["detection"]["calibration"]["fitted"]) == ["1", "2", "3"]
     assert "one model for all folds" not in results["protocol"]
@@ -495,6 +504,58 @@ def test_nobody_is_tested_whom_a_model_was_trained_on(folder, disfa_crops, tmp_p
         with pytest.raises(ValueError, match=r"trained on SN.* of fold 2; name the fold .*--split train"):
             evaluate(*data, "--fold", fold, "--output", tmp_path / "wrong")
     evaluate(*data, "--fold", 2, "--split", "train", "--output", tmp_path / "learnt")
+    # Part B of FEAFA shows the same people.
+    (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"feafa": learnt}))
+    with pytest.raises(ValueError, match=r"trained on SN.* of fold 2; name the fold"):
+        evaluate(*data, "--fold", 2, "--output", tmp_path / "wrong")
+    with pytest.raises(ValueError, match="was trained on SN.*, whom --calibrate would fit to"):
+        evaluate(*data, "--fold", 1, "--calibrate", "--output", tmp_path / "wrong")
+    people = sorted(set(read_set("synthetic", limit=3).subjects))
+    (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"synthetic_faces": people}))
+    with pytest.warns(UserWarning, match=f"trained on {', '.join(people)}, who are in the split test, unless others"):
+        check_never_seen(str(tmp_path / "model"), read_set("synthetic", limit=3))
+
+
+def test_nobody_is_calibrated_on_and_tested(folder, own_csv, tmp_path):
+    sample = next(SAMPLE.glob("test-*.parquet"))
+    shutil.copy(sample, tmp_path / "validation-00000.parquet")
+    asked = ("--model", folder, "--validation_dir", tmp_path, "--calibrate", "--tasks", "detection")
+    with pytest.raises(ValueError, match="and others would be fitted on and tested; give other people with --valid"):
+        evaluate(*asked, "--output", tmp_path / "out")
+    tested = read_set("csv", own_csv)
+    with pytest.warns(UserWarning, match="P0, P1, P2, P3 would be fitted on and tested, unless others"):
+        check_apart(replace(tested, split="validation"), tested)
+
+
+def test_tasks_that_a_model_was_not_trained_for_are_left_out(folder, disfa_crops, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "model")
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    processor.trained_lists, processor.calibration = {"detection": [list(PRESETS["disfa8"])]}, {}
+    processor.save_pretrained(tmp_path / "model")
+    data = ("--model", tmp_path / "model", "--dataset", "disfa", "--data_dir", disfa_crops, "--fold", 1)
+    evaluate(*data, "--output", tmp_path / "out")
+    told = capsys.readouterr().out
+    assert "was trained to answer detection alone; left out: intensity_level. To see what it guesses, name" in told
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]) == ["detection"]
+    evaluate(*data, "--tasks", "intensity_level", "--output", tmp_path / "guessed")
+    assert list(read_answers(tmp_path / "guessed")) == ["intensity_level"]
+    with pytest.raises(ValueError, match="answer detection alone; name tasks of synthetic_facs with --tasks"):
+        evaluate("--model", tmp_path / "model", "--dataset", "synthetic_facs", "--output", tmp_path / "none")
+
+
+def test_reports_tell_whose_pictures_were_asked_for(folder, disfa_crops, tmp_path):
+    data = ("--model", folder, "--dataset", "disfa", "--data_dir", f"{disfa_crops}?naming=megraphau", "--fold", 1)
+    evaluate(*data, "--tasks", "detection", "--output", tmp_path / "out")
+    evaluate("--predictions", tmp_path / "out", "--output", tmp_path / "again")
+    for place in ("out", "again"):
+        words = json.loads((tmp_path / place / "results.json").read_text())["protocol"]
+        assert "(ME-GraphAU's order)" in words and "(asked for with naming=megraphau); only fold 1" in words
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for options in ("naming=megraphau", ""):
+        update_card(results | {"settings": results["settings"] | {"options": options}}, tmp_path / "README.md")
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("disfa standard naming=megraphau: begin") == card.count("disfa standard: begin") == 1
+    assert "detection, standard naming=megraphau protocol" in card and "detection, standard protocol" in card
 
 
 def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, monkeypatch, capsys):

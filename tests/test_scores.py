@@ -22,7 +22,7 @@ from evaluation.scores import MODEL, score, score_row
 from evaluation.table import verdicts
 
 
-SETTINGS = {"dataset": "synthetic", "protocol": "standard", "split": "test", "models": ["m"]}
+SETTINGS = {"dataset": "synthetic", "protocol": "standard", "options": "", "split": "test", "models": ["m"]}
 
 
 def make_answers(task="detection", split="test", seed=0, people=12, folds=(0,), noise=1.0) -> Answers:
@@ -187,13 +187,16 @@ def test_intervals_hold_nine_of_ten_labels_of_other_people(task):
 
 def test_a_calibration_of_another_fold_is_refused():
     fitted = calibration.fit({"detection": make_answers(split="validation", folds=(1,))})["detection"]
-    fitted["fitted_on"] = {"dataset": "disfa", "protocol": "standard", "fold": 1}
+    fitted["fitted_on"] = [{"dataset": "disfa", "protocol": "standard", "options": "", "fold": 1}]
     test, disfa = make_answers(folds=(1, 2)), SETTINGS | {"dataset": "disfa"}
     with pytest.raises(ValueError, match="fold 2"):
         summarise({"detection": test}, disfa, "c", {1: {"detection": fitted}, 2: {"detection": fitted}})
     paper = disfa | {"protocol": "paper"}  # whose labels are others: neither refused nor applied
     found = summarise({"detection": test.take(test.folds == 1)}, paper, "c", {1: {"detection": fitted}}, resamples=2)
     assert not found["tasks"]["detection"]["calibration"]["fitted"]
+    named = disfa | {"options": "naming=megraphau"}  # other people in this fold
+    with pytest.raises(ValueError, match="would have seen test people"):
+        summarise({"detection": test.take(test.folds == 1)}, named, "c", {1: {"detection": fitted}}, resamples=2)
     other = SETTINGS | {"dataset": "bp4d"}  # other people
     summarise({"detection": test}, other, "c", dict.fromkeys((1, 2), {"detection": fitted}), resamples=10)
 
@@ -201,7 +204,7 @@ def test_a_calibration_of_another_fold_is_refused():
 def test_people_that_a_calibration_was_fitted_on_are_not_scored_with_it():
     held = make_answers(split="validation")
     fitted = calibration.fit({"detection": held})["detection"]
-    fitted["fitted_on"] = {"dataset": "synthetic", "protocol": "standard", "fold": 0}
+    fitted["fitted_on"] = [{"dataset": "synthetic", "protocol": "standard", "options": "", "fold": 0}]
     for answers, calibrated in ((held, False), (make_answers(split="train"), False), (make_answers(), True)):
         found = summarise({"detection": answers}, SETTINGS, "c", {0: {"detection": fitted}}, resamples=2)
         result = found["tasks"]["detection"]

@@ -173,13 +173,16 @@ def detector_name(faces: list[Face]) -> str:
 
 
 def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
-    """What produces the numbers: model, a checksum of its weights, versions, detector and date."""
+    """What produces the numbers: model, checksums of its weights and settings, versions, detector and date."""
     place = pipe.model.name_or_path
     entry = {"model": place}
-    for name in ("model.safetensors", "adapter_model.safetensors"):
-        if (weights := Path(place, name)).is_file():
-            with weights.open("rb") as file:
-                entry["weights SHA-256"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    for what, pattern in (("weights", "*.safetensors"), ("settings", "processor_config.json")):  # with the calibration
+        digest = hashlib.sha256()
+        for path in (files := sorted(Path(place).glob(pattern))):
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda digest=digest: digest)
+        if files:
+            entry[f"{what} SHA-256"] = digest.hexdigest()[:16]
     entry["parameters"] = f"{pipe.model.num_parameters():,}"
     entry["device"] = f"{pipe.model.device.type}, {str(pipe.model.dtype).removeprefix('torch.')}"
     if limits := pipe.processor.calibration.get("detection", {}).get("thresholds"):

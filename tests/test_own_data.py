@@ -70,6 +70,13 @@ def test_an_adapter_recognises_by_its_folder_alone(tmp_path, model, processor):
         [face] = pipe(crop, task="detection", detector="none")
         answers.append([unit["probability"] for unit in face["action_units"].values()])
     assert answers[0] != answers[1]
+    before = provenance(pipe, "none")
+    processor.calibration = {"intensity_level": {"temperature": 1.5}}
+    processor.save_pretrained(tmp_path / "mine")  # other answers come of it, so that no table may hold both kinds
+    after = provenance(load_pipeline(str(tmp_path / "mine"), "cpu"), "none")
+    changed = {name for name in after if before[name] != after[name]} - {"date"}
+    processor.calibration = {}
+    assert changed == {"settings SHA-256"}
     (tmp_path / "mine" / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match=r"the folder holds no config\.json"):
         load_pipeline(str(tmp_path / "mine"), "cpu")

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import RepositoryNotFoundError, filter_repo_objects
 
 from au_llava.action_units import TASKS, get_task, select
 
@@ -79,7 +79,8 @@ def publish(
         tag: A name for this version.
         message: The commit's first line.
         verify: Then load that commit from the Hub, and compare its answers to those of the folder, bit by bit.
-        public_licence: What allows weights trained on BP4D, DISFA or FEAFA to be public; it is added to the card.
+        public_licence: What allows weights trained on BP4D, DISFA or FEAFA to be public; it is added to the card,
+            unless it stands there.
 
     Returns:
         `CommitInfo`: `oid` is what users give as `revision`. The last commit, if nothing has changed.
@@ -98,9 +99,10 @@ def publish(
         stage = Path(folder, "model")
         copy_files(Path(model), results, stage)
         check_push(trained_on([], str(stage)), public, public_licence, base=None)
-        if public and public_licence:
-            with (stage / "README.md").open("a", encoding="utf-8") as card:
-                card.write(f"\n\nPublished under: {public_licence}.\n")
+        card, terms = stage / "README.md", f"Published under: {public_licence}."
+        if public and public_licence and terms not in card.read_text(encoding="utf-8"):  # train_sft.py writes it, too
+            with card.open("a", encoding="utf-8") as file:
+                file.write(f"\n\n{terms}\n")
         answers = ask(stage)
         commit = upload(stage, repo_id, public, revision, tag, message)
     if verify and ask(commit.repo_url.repo_id, commit.oid) != answers:
@@ -123,8 +125,8 @@ def upload(
     ModelCard.load(folder / "README.md").validate()  # by the Hub, before anything is made there
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
-    if not public and not api.model_info(repo_id).private:
-        raise ValueError(f"{repo_id} is public; give --public if everyone may see this, or another --repo_id.")
+    if not public:
+        check_private(repo_id)
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     before = api.model_info(repo_id, revision=revision)
@@ -146,6 +148,30 @@ def upload(
     if tag:
         api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
     return commit
+
+
+def check_private(repo_id: str) -> None:
+    """See that what is to stay private does not go where everyone sees it.
+
+    Args:
+        repo_id (`str`): `user/name`, or a name of one's own. There need not be such a repository yet.
+
+    Raises:
+        ValueError: The repository is public.
+        HfHubHTTPError: The Hub refuses.
+    """
+    api = HfApi()
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    try:
+        private = api.model_info(repo_id).private
+    except RepositoryNotFoundError:  # it will be made, and private
+        return
+    if not private:
+        raise ValueError(
+            f"{repo_id} is public; give --public (train_sft.py: --hub_private_repo false) if everyone may see this, "
+            "or another --repo_id (--hub_model_id)."
+        )
 
 
 def ask(model: str | Path, revision: str = "main") -> list[dict]:

@@ -9,10 +9,12 @@ docs/training.md. A run that was stopped goes on where it stopped.
 
 import json
 import math
+import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -41,11 +43,14 @@ from au_llava.datasets_scripts.sources import Source, digest_rows, draw_people, 
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
 from au_llava.trainer import check_space, full_disk_told, last_checkpoint
+from push_to_hub import check_private, publish
 
 
 # Fields that a run may go on with others of: they do not change what is learnt, or the base remembers them.
 MAY_CHANGE = ("eval_data", "eval_limit", "resume", "merge", "public_licence")
 MAY_CHANGE += ("vision", "language", "gguf_file", "prompt_layout")
+# Options of a source that evaluate_au.py refuses, for its own options say who is asked what.
+SETTLED = ("split", "config_name", "fold", "task", "threshold", "action_units")
 
 
 def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None, dict[str, list[str]]]:
@@ -77,6 +82,38 @@ def count_rows(splits: dict[str, Dataset | None]) -> list[tuple[str, str, str, i
     ]
 
 
+def score_command(model: str, train_data: list[str]) -> str:
+    """The command that scores a model on the test people of its data set, or on rendered faces if that is not one set.
+
+    Args:
+        model (`str`): Folder.
+        train_data (`list[str]`): The sources that it was trained on.
+
+    Example:
+
+    >>> score_command("runs/mine", ["disfa:data/disfa?config_name=fold2&naming=megraphau"]).partition(" --dataset ")[2]
+    "disfa --data_dir 'data/disfa?naming=megraphau' --fold 2 --output runs/mine-scores"
+    """
+    command = ["python", "evaluate_au.py", "--model", model]
+    own = [source for source in map(Source, train_data) if source.name not in ("", "synthetic")]
+    # Of BP4D, evaluate_au.py asks detection alone.
+    own = [source for source in own if source.name != "bp4d" or "task=intensity_level" not in source.text]
+    if len(own) == 1:
+        name, place = own[0].name, own[0].text.removeprefix(f"{own[0].name}:")
+        folder, _, query = place.partition("?")
+        settled, options = ("split",) if name == "csv" else SETTLED, dict(parse_qsl(query))
+        kept = "&".join(pair for pair in query.split("&") if pair.partition("=")[0] not in settled)
+        command += ["--dataset", name, "--data_dir", f"{folder}?{kept}" if kept else folder]
+        config = options.get("config_name", "")
+        if config == "paper" or options.get("threshold") == "3":
+            command += ["--protocol", "paper"]
+        if config == "subject":
+            command += ["--fold", options.get("fold", "1")]
+        elif config.startswith("fold"):
+            command += ["--fold", config.removeprefix("fold")]
+    return shlex.join([*command, "--output", f"{model}-scores"])
+
+
 def main() -> None:
     arguments, training = read_arguments()
     recipe = Path(sys.argv[sys.argv.index("--config") + 1]).read_text() if "--config" in sys.argv else "none"
@@ -87,6 +124,7 @@ def main() -> None:
     training.max_length = None  # cutting would cut image tokens
     training.remove_unused_columns = False  # questions are made from labels when a batch is drawn
     training.output_dir = output_dir = training.output_dir.replace("{fold}", str(arguments.fold))
+    result = f"{output_dir}-merged" if arguments.merge and arguments.lora else output_dir
     push, training.push_to_hub = training.push_to_hub, False  # once, at the end, and validated
     resumed = last_checkpoint(output_dir)
     if resumed and not arguments.resume:
@@ -119,17 +157,20 @@ def main() -> None:
     people = {"held_out.json": never_seen(base, seen, held_out), "trained_on.json": ever_seen(base, seen)}
     public = training.hub_private_repo is False
     if push:
+        repo_id = training.hub_model_id or Path(result).name
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
+        if not public:
+            check_private(repo_id)
     model = AuLlavaForConditionalGeneration.from_pretrained(
         base, dtype=arguments.dtype, quantization_config=arguments.quantization_config()
     )
     processor = AuLlavaProcessor.from_pretrained(base)
     processor.calibration = {}  # what was fitted to the base's answers does not fit those to come
     asked = lists_in(train)
+    processor.trained_lists |= asked
+    processor.free_tasks = [task for task in processor.free_tasks if task not in asked]
     if arguments.shuffle or arguments.subset:  # then it learns to answer about any selection
-        processor.trained_lists = {task: kept for task, kept in processor.trained_lists.items() if task not in asked}
-    else:
-        processor.trained_lists |= asked
+        processor.free_tasks += asked
     made, expected = (processor.image_tokens, processor.image_token_id), model.config
     if made != (expected.image_seq_length, expected.image_token_id):
         raise ValueError(
@@ -212,21 +253,19 @@ def main() -> None:
         Path(output_dir, file).write_text(json.dumps(names, indent=1))
     if arguments.lora:
         add_code(trainer.core(), output_dir)
-    result = output_dir
-    print(f"\nSaved {'an adapter' if arguments.lora else 'a model'} to {result}.")
-    if arguments.merge and arguments.lora:
-        result = f"{output_dir}-merged"
+    print(f"\nSaved {'an adapter' if arguments.lora else 'a model'} to {output_dir}.")
+    if result != output_dir:
         with full_disk_told(result):
             merge(output_dir, result)
         print(f"Saved the merged model to {result}.")
+    sources = [text.replace("{fold}", str(arguments.fold)) for text in arguments.train_data]
     print(
         f'Use it: pipeline("facial-action-units", model="{result}", trust_remote_code=True), or AutoModel and '
-        f"AutoProcessor.from_pretrained.\nScore it: python evaluate_au.py --model {result} --output {result}-scores"
+        f"AutoProcessor.from_pretrained.\nScore it: {score_command(result, sources)}"
     )
     if push:
-        from push_to_hub import publish
-
-        print(f"Pushed: {publish(result, training.hub_model_id or Path(result).name, public=public).commit_url}")
+        commit = publish(result, repo_id, public=public, public_licence=arguments.public_licence)
+        print(f"Pushed: {commit.commit_url}")
 
 
 if __name__ == "__main__":

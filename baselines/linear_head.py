@@ -123,14 +123,16 @@ def tables(
 
     Args:
         features, mirrored (`numpy.ndarray` of shape `(pictures, width)`): Of the pictures and, where the model is
-            asked about these, too, of their mirror images: the mean of both predictions is the answer then.
+            asked about these, too, of their mirror images: the mean of both predictions is the answer then. Of a unit
+            whose other side is not asked about, the picture's own prediction stays, as in [`Recognition.both_sides`].
     """
     found = []
     for task, own in heads.items():
         predicted, grid = predict(task, own, features), np.array(get_task(task).values)
         if mirrored is not None:
-            places = other_sides(select(pictures.units[task]))
-            predicted = (predicted + predict(task, own, mirrored)[:, places]) / 2
+            places = np.array(other_sides(select(pictures.units[task])))
+            joined = (predicted + predict(task, own, mirrored)[:, places]) / 2
+            predicted = np.where(places >= 0, joined, predicted)
         distributions = answer(task, predicted)
         chosen, rows = distributions.argmax(-1), list(range(len(pictures)))
         likely, mean = distributions.max(-1), distributions @ grid

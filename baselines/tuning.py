@@ -23,17 +23,26 @@ def mean_features(model: AuLlavaForConditionalGeneration, pixels: torch.Tensor) 
 
 
 def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Generator) -> tuple[list, torch.Tensor]:
-    """Some pictures, changed at random, and the labels that belong to them, `(rows, units of all tasks)`."""
+    """Some pictures, changed at random, and the labels that belong to them, `(rows, units of all tasks)`.
+
+    A picture is flipped only where its mirror image has labels for the same units, as in [`Augmentation`].
+    """
     change, images, labels = Augmentation(flip=0), [], []
     for row, image in zip(rows, pictures.pictures(rows), strict=True):
         known = {task: dict(zip(pictures.units[task], values[row], strict=True))
                  for task, values in pictures.labels.items()}  # fmt: skip
-        if generator.random() < 0.5:
-            image = ImageOps.mirror(image)
-            known = {task: mirror_labels(own) for task, own in known.items()}
+        mirrored = {task: mirror_labels(own) for task, own in known.items()}
+        if generator.random() < 0.5 and _units(mirrored) == _units(known):
+            image, known = ImageOps.mirror(image), mirrored
         images.append(change(image.convert("RGB"), {}, generator)[0])
-        labels.append([value for own in known.values() for value in own.values()])
+        # Mirrored, a unit that is unknown may be one that has no column.
+        labels.append([own.get(code, np.nan) for task, own in known.items() for code in pictures.units[task]])
     return images, torch.tensor(labels, dtype=torch.float32)
+
+
+def _units(labels: dict[str, dict[str, float]]) -> set[tuple[str, str]]:
+    """Task and code of each label that is known."""
+    return {(task, code) for task, own in labels.items() for code, value in own.items() if value == value}
 
 
 def tune(

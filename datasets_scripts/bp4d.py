@@ -78,13 +78,15 @@ def read_occurrence(path: Path, problems: list[str]) -> tuple[list[int], np.ndar
 
 
 def read_intensity(path: Path, problems: list[str]) -> tuple[list[int], np.ndarray]:
-    """Read one csv of `AU_INT`: frame number and level. A header row is allowed. See [`read_occurrence`].
+    """Read one csv of `AU_INT`: frame number and level; see [`read_occurrence`].
+
+    A first line that begins with a letter is a header row; there need not be one.
 
     Returns:
         `tuple`: Frame numbers, and levels `(frames, 1)`: 0 to 5, or NaN for code 9.
     """
     lines = read_lines(path, problems)
-    if lines and not lines[0][1][-1].replace(".", "").isdecimal():
+    if lines and lines[0][1][0][:1].isalpha():
         lines = lines[1:]
     return _read_frames(path, lines, [1], (0, 1, 2, 3, 4, 5, 9), problems)
 

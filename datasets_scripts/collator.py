@@ -42,8 +42,8 @@ class QuestionCollator:
         self.targets, self.seed, self.epoch = targets, seed, 0
 
     def plain(self) -> "QuestionCollator":
-        """The same without augmentation, chance or weights: for validation."""
-        return QuestionCollator(self.collate, question=Question(relations=self.question.relations))
+        """The same without augmentation, chance, relations or weights: for validation, which asks as users do."""
+        return QuestionCollator(self.collate)
 
     def __call__(self, rows: list[dict]) -> dict:
         names = repr([[row[name] for name in ("dataset", "task", "subject", "sequence", "frame")] for row in rows])

@@ -13,6 +13,7 @@ Example:
 False
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -125,6 +126,10 @@ def relations_in(rows: Dataset) -> Relations:
 def lists_in(rows: Dataset) -> dict[str, list[list[str]]]:
     """By task, the lists of Action Units that some rows ask about, for [`AuLlavaProcessor`]'s `trained_lists`.
 
+    What most rows of a task ask about stands first, and of two lists that equally many ask about, the longer one. A
+    list that less than one row in a hundred asks about is left out, unless there is no other: it is hardly learnt, and
+    where labels are unknown here and there, every combination makes one.
+
     Example:
 
     >>> row = {"task": "detection", "action_units": ["AU1", "AU6", "AU12"], "labels": [1.0, float("nan"), 0.0]}
@@ -132,13 +137,15 @@ def lists_in(rows: Dataset) -> dict[str, list[list[str]]]:
     {'detection': [['AU1', 'AU12']]}
     """
     columns = zip(rows["task"], rows["action_units"], rows["labels"], strict=True)
-    asked = {
-        (task, tuple(code for code, label in zip(codes, labels, strict=True) if label == label))  # not NaN
-        for task, codes, labels in columns
-    }
-    found: dict[str, list[list[str]]] = {}
-    for task, codes in sorted(asked):
-        found.setdefault(task, []).append(list(codes))
+    asked: dict[str, Counter[tuple[str, ...]]] = {}
+    for task, codes, labels in columns:
+        known = tuple(code for code, label in zip(codes, labels, strict=True) if label == label)  # not NaN
+        asked.setdefault(task, Counter())[known] += 1
+    found = {}
+    for task, counts in sorted(asked.items()):
+        order = sorted((-count, -len(codes), codes) for codes, count in counts.items())
+        often = [part for part in order if -part[0] >= counts.total() / 100]
+        found[task] = [list(codes) for *_, codes in often or order[:1]]
     return found
 
 

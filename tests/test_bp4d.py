@@ -108,6 +108,31 @@ def test_intensities_are_read_with_or_without_a_header(tmp_path):
     assert read_intensity(path, problems)[0] == [2] and problems == [f"{path}:1: '6' is none of 0, 1, 2, 3, 4, 5, 9"]
 
 
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("9,?", "'?' is none of 0, 1, 2, 3, 4, 5, 9"),
+        ("9,-1", "'-1' is none of 0, 1, 2, 3, 4, 5, 9"),
+        ("9,", "'' is none of 0, 1, 2, 3, 4, 5, 9"),
+        ("9", "1 cells; 2 are needed"),
+        (",3", "'' is no frame number"),
+        ("-9,3", "'-9' is no frame number"),
+    ],
+)
+def test_a_damaged_first_line_is_no_header(tmp_path, line, complaint):
+    path, problems = tmp_path / "F001_T1_AU06.csv", []
+    path.write_text(f"{line}\n10,3\n")
+    assert read_intensity(path, problems)[0] == [10] and problems == [f"{path}:1: {complaint}"]
+
+
+def test_a_comma_at_the_end_of_each_line_costs_no_frame(tmp_path):
+    path, problems = tmp_path / "F001_T1_AU06.csv", []
+    for header in ("", "frame,AU06,\n"):
+        path.write_text(header + "9,3,\n10,2,\n")
+        numbers, levels = read_intensity(path, problems)
+        assert numbers == [9, 10] and levels[:, 0].tolist() == [3, 2] and not problems
+
+
 def test_frames_are_found_under_any_padding_and_missing_ones_reported(tree):
     found = {recording.sequence: recording for recording in find_recordings(tree)}
     assert list(found) == ["F001_T1", "F007_T8", "M007_T2", "M011_T1"]

@@ -1,13 +1,19 @@
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from PIL import ImageOps
 
 from au_llava import AuLlavaProcessor, default_checkpoint
+from au_llava.datasets_scripts.augmentation import NOTHING
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row, relations_in
+from baselines import linear_head, tuning
 from benchmarks import comparisons
+from evaluation.data import read_set
 
 
 def scores(first: float) -> dict[str, float]:
@@ -79,3 +85,36 @@ def test_relations_are_pooled_over_tasks():
             rows.append(make_row(None, labels, task, instruct(labels, task), **origin) | {"images": []})
     found = relations_in(Dataset.from_list(rows, features=FEATURES))
     assert found.links[0][:3] == ("AU6", "AU12", 1.0) or found.links[0][:3] == ("AU12", "AU6", 1.0)
+
+
+def one_face(**labels: float):
+    """A rendered face of which some intensities alone are asked."""
+    units, values = {"intensity": list(labels)}, {"intensity": np.array([[*labels.values()]])}
+    return replace(read_set("synthetic", limit=1), units=units, labels=values)
+
+
+def test_a_linear_head_joins_both_sides_only_where_both_are_asked():
+    face = one_face(FEAFA1=0.0, FEAFA12=0.0, FEAFA13=0.0, FEAFA24=0.0)
+    heads = {"intensity": [0.1, 0.4, 0.6, 0.9]}  # these, whatever is in the picture
+    (table,) = linear_head.tables(face, heads, np.zeros((1, 4)), np.zeros((1, 4)))
+    np.testing.assert_allclose(table["expected_values"].to_pylist(), [[0.1, 0.5, 0.5, 0.9]])
+
+
+def test_no_face_is_flipped_if_that_asks_about_other_units(monkeypatch):
+    monkeypatch.setattr(tuning, "Augmentation", lambda flip: NOTHING)
+
+    def drawn(face) -> list[tuple[bool, torch.Tensor]]:
+        """Whether the face was flipped, and its labels, of some draws."""
+        plain, found = face.pictures([0])[0].convert("RGB"), []
+        for seed in range(8):
+            (image,), labels = tuning.augmented(face, [0], np.random.default_rng(seed))
+            assert image in (plain, ImageOps.mirror(plain))
+            found.append((image != plain, labels[0]))
+        return found
+
+    assert not any(flipped for flipped, _ in drawn(one_face(FEAFA1=0.1, FEAFA12=0.2, FEAFA13=0.8)))
+    found = drawn(one_face(FEAFA1=np.nan, FEAFA12=0.2, FEAFA13=0.8))
+    assert {flipped for flipped, _ in found} == {True, False}
+    for flipped, labels in found:
+        wanted = torch.tensor([np.nan, 0.8, 0.2] if flipped else [np.nan, 0.2, 0.8], dtype=torch.float32)
+        torch.testing.assert_close(labels, wanted, equal_nan=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from push_to_hub import upload
 print(upload(Path(sys.argv[1]), *json.loads(sys.argv[2])).oid)
 """
+CHECK = "import sys; from push_to_hub import check_private; check_private(sys.argv[1])"
 DOWNLOAD = """
 import sys
 from huggingface_hub import snapshot_download
@@ -153,6 +154,19 @@ def test_refusals_are_told_and_nothing_is_lost(hub, folder, tmp_path):
     assert len(hub.repository("me/au").commits) == commits and ("model", "me/other") not in hub.repositories
 
 
+def test_a_public_repository_is_told_by_its_full_name_and_none_is_made(hub, folder, tmp_path):
+    upload(hub, tmp_path / "home", folder, f"{USER}/seen", True)
+    upload(hub, tmp_path / "home", folder, f"{USER}/hidden")
+    made = set(hub.repositories)
+    for name in ("seen", f"{USER}/seen"):
+        code, _, error = run(hub, tmp_path / "home", "-c", CHECK, name)
+        assert code != 0 and f"ValueError: {USER}/seen is public; give --public" in error
+    for name in ("hidden", f"{USER}/hidden", "none", f"{USER}/none"):
+        code, _, error = run(hub, tmp_path / "home", "-c", CHECK, name)
+        assert code == 0, error
+    assert set(hub.repositories) == made
+
+
 def test_the_folder_is_checked_before_anything_is_sent(tmp_path, folder):
     sys.path.insert(0, str(ROOT))
     from push_to_hub import copy_files
@@ -197,6 +211,10 @@ def test_weights_of_restricted_data_stay_private_without_a_licence(tmp_path, fol
     push_to_hub.publish(folder, "me/au")
     push_to_hub.publish(folder, "me/au", public=True, public_licence="consent of 1 May 2026")
     assert ["consent of 1 May 2026" in card for card in cards] == [False, True]
+    (folder / "README.md").write_text(cards[1])  # as a card of train_sft.py has it
+    push_to_hub.publish(folder, "me/au", public=True, public_licence="consent of 1 May 2026")
+    push_to_hub.publish(folder, "me/au", public=True, public_licence="consent of 2 May 2026")
+    assert cards[2] == cards[1] and "Published under: consent of 2 May 2026." in cards[3]
 
 
 def test_a_checkout_publishes_what_git_tracks(tmp_path):

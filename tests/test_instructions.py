@@ -14,6 +14,7 @@ from au_llava.datasets_scripts.instructions import (
     Question,
     instruct,
     learn_relations,
+    lists_in,
     make_row,
     mix,
 )
@@ -100,6 +101,42 @@ def test_relations_are_conditional_frequencies_among_known_labels():
 def test_relations_need_a_column_for_each_code():
     with pytest.raises(ValueError, match="give \\(frames, 2\\)"):
         learn_relations(np.zeros((5, 3)), ["AU1", "AU2"], 1)
+
+
+def labelled(counts: dict[str, int], codes: list[str], task: str = "detection") -> list[dict]:
+    """Rows without pictures: by the codes that are unknown in them, with blanks between, how many."""
+    rows = []
+    for unknown, count in counts.items():
+        labels = [math.nan if code in unknown.split() else 1.0 for code in codes]
+        rows += [{"task": task, "action_units": codes, "labels": labels}] * count
+    return rows
+
+
+def test_the_list_that_most_rows_ask_about_stands_first():
+    codes = ["AU1", "AU6", "AU7", "AU12"]
+
+    def found(**counts):
+        return lists_in(Dataset.from_list(labelled(counts, codes)))["detection"]
+
+    # One unknown label in a thousand rows makes no list.
+    assert found(**{"AU1": 1, "": 999}) == [codes]
+    assert found(**{"AU7": 10, "": 989, "AU1": 1}) == [codes, ["AU1", "AU6", "AU12"]]
+    assert found(**{"AU7": 600, "": 400}) == [["AU1", "AU6", "AU12"], codes]
+    # As many rows each: the longer list, then by codes, whichever comes first among the rows.
+    equal = {"AU1 AU12": 1, "AU12": 1, "AU1": 1}
+    ranked = [["AU1", "AU6", "AU7"], ["AU6", "AU7", "AU12"], ["AU6", "AU7"]]
+    assert found(**equal) == found(**dict(reversed(equal.items()))) == ranked
+
+
+def test_lists_are_counted_by_task_and_one_is_always_kept():
+    codes = [f"FEAFA{number}" for number in range(1, 9)]
+    single = {" ".join(code for bit, code in enumerate(codes) if number >> bit & 1): 1 for number in range(1, 202)}
+    many = labelled(single, codes, "intensity")  # 201 combinations, none of them in a row of a hundred
+    few = labelled({"": 1}, ["AU12"], "intensity_level")  # less than a hundredth of all rows, and all of its task
+    assert lists_in(Dataset.from_list(many + few)) == {
+        "intensity": [codes[:7]],
+        "intensity_level": [["AU12"]],
+    }
 
 
 def test_mixture_keeps_rows_whole_and_follows_the_weights():

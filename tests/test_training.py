@@ -12,7 +12,7 @@ from au_llava import AuLlavaProcessor
 from au_llava.arguments import LORA_TARGETS
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
-from au_llava.datasets_scripts.instructions import FEATURES, Question, instruct, make_row
+from au_llava.datasets_scripts.instructions import FEATURES, Question, Relations, instruct, make_row
 from au_llava.shared_prefix import SharedPrefixTrainer
 
 
@@ -84,6 +84,20 @@ def test_augmented_one_sided_units_are_still_asked_about(processor):
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     batch = QuestionCollator(collate, Augmentation(flip=1.0))([row])
     assert "FEAFA1 " in processor.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_validation_asks_as_users_do(layout, rows):
+    """In order, about everything, and without the relations that only training tells of."""
+    collate = DataCollatorForVisionLanguageModeling(layout, completion_only_loss=True)
+    question = Question(shuffle=True, subset=0.5, relations=Relations((("AU6", "AU12", 0.85, 0.54),)))
+    collator = QuestionCollator(collate, Augmentation(), question)
+    told = [layout.tokenizer.decode(collator(rows[number : number + 1])["input_ids"][0]) for number in range(8)]
+    assert any("in 85 % of frames" in text for text in told)
+    batch = collator.plain()(rows[:1])
+    users = layout(images=rows[0]["images"], task="detection", action_units="AU1,AU6,AU12")
+    asked = batch["input_ids"][0][batch["labels"][0] == -100]
+    assert layout.tokenizer.decode(asked) == layout.tokenizer.decode(users["input_ids"][0])
+    assert torch.equal(batch["pixel_values"], users["pixel_values"])
 
 
 def test_the_shared_prefix_gives_the_same_loss_and_gradients(tokenizer, layout, rows, tmp_path):

@@ -3,21 +3,26 @@
 import copy
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_model
 from datasets import Dataset
+from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 from trl import SFTTrainer
 
+import evaluate_au
+import push_to_hub
 import train_sft
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.adapters import assemble, check_push, ever_seen, make_card, never_seen, trained_on
@@ -25,6 +30,7 @@ from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
 from au_llava.datasets_scripts.sources import Source, draw_people
 from au_llava.trainer import check_space, full_disk_told, is_disk_full, last_checkpoint
+from evaluation.data import read_set
 
 
 # A recipe in small: tiny weights, drawn pictures of eight people, everything seeded.
@@ -126,7 +132,7 @@ def test_a_run_says_what_it_does_and_leaves_an_adapter_that_merges_exactly(run, 
         start = AuLlavaForConditionalGeneration.from_pretrained(tiny).eval()(**inputs).logits
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
     assert (start - merged).abs().max() > 1e-2
-    assert processor.trained_lists == {"detection": [["AU1", "AU12"]]}
+    assert processor.trained_lists == {"detection": [["AU1", "AU12"]]} and processor.free_tasks == []
     assert processor.calibration == {}  # the base's
 
     for place in (folder, Path(f"{folder}-merged")):
@@ -198,6 +204,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
     folder = run(*chance, "--held_out", 0, "--save_steps", 8)
     whole, weights = losses(folder), load_file(next(folder.glob("*model.safetensors")))
     assert len(whole) == 8
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    assert processor.trained_lists == {"detection": [["AU1", "AU12"]]} and processor.free_tasks == ["detection"]
     folder.rename(folder.parent / "whole")
 
     create = train_sft.AnswerTrainer.__init__
@@ -606,6 +614,69 @@ def test_a_push_is_refused_before_the_training(run, recipe, tiny, tmp_path):
         run("--model", seen, *public)
     card = make_card("seen", [], False, ["disfa"], "consent of 1 May 2026", "", [], "")
     assert "license_name: research-only" in card and "Published under: consent of 1 May 2026." in card
+
+
+def test_a_private_push_to_a_public_repository_is_refused_before_the_training(run, tmp_path, monkeypatch):
+    names, public = [], SimpleNamespace(private=False)
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
+    monkeypatch.setattr(HfApi, "model_info", lambda self, name: names.append(name) or public)
+    with pytest.raises(ValueError, match=r"me/tiny is public; give .*--hub_private_repo false\) .*--hub_model_id"):
+        run("--push_to_hub", "--hub_model_id", "me/tiny", "--merge")
+    with pytest.raises(ValueError, match="me/run-merged is public"):  # where the result would go without a name
+        run("--push_to_hub", "--merge")
+    assert names == ["me/tiny", "me/run-merged"] and not list((tmp_path / "run").glob("*"))
+
+
+def test_a_public_push_of_restricted_weights_has_the_licence_once_in_its_card(run, recipe, monkeypatch, capsys):
+    rows, cards = draw_rows(dataset="disfa"), []
+    monkeypatch.setattr(train_sft, "read_rows", lambda arguments: (rows, None, {}))
+
+    def upload(stage, repo_id, public, *rest):
+        cards.append((stage / "README.md").read_text())
+        return SimpleNamespace(commit_url=f"{repo_id}, {public}")
+
+    monkeypatch.setattr(push_to_hub, "ask", lambda stage: [])
+    monkeypatch.setattr(push_to_hub, "upload", upload)
+    few = ("--max_steps", 1, "--eval_strategy", "no", "--merge")
+    source = ("--train_data", "disfa:data/disfa?config_name=fold{fold}", "--fold", 2)
+    public = ("--push_to_hub", "--hub_model_id", "me/tiny", "--hub_private_repo", "false")
+    folder = run(*few, *source, *public, "--public_licence", "consent of 1 May 2026")
+    assert cards[0].count("Published under: consent of 1 May 2026.") == 1
+    told = capsys.readouterr().out
+    assert "Pushed: me/tiny, True" in told
+    score = f"python evaluate_au.py --model {folder}-merged --dataset disfa --data_dir data/disfa --fold 2 --output "
+    assert f"Score it: {score}{folder}-merged-scores\n" in told
+
+
+@pytest.mark.parametrize(
+    ("train_data", "asked"),
+    [
+        (["bp4d:data/bp4d?config_name=fold3&naming=megraphau"], "bp4d data/bp4d?naming=megraphau 3"),
+        (["synthetic:", "disfa:d?task=detection&threshold=2&action_units=disfa8&config_name=fold1"], "disfa d 1"),
+        (["disfa:d?config_name=fold1&task=detection&threshold=3"], "disfa d paper 1"),
+        (["feafa:d?part=B&config_name=subject&fold=2"], "feafa d?part=B 2"),
+        (["feafa:d?config_name=paper&seed=1"], "feafa d?seed=1 paper"),
+        (["csv:my.csv?task=intensity&split=train&crops_dir=d/e"], "csv my.csv?task=intensity&crops_dir=d/e"),
+        (["csv:my.csv"], "csv my.csv"),
+        (["synthetic:data/synthetic", "data/rows"], ""),
+        (["bp4d:d?config_name=fold1", "disfa:d?config_name=fold1"], ""),
+        (["bp4d:d?config_name=fold1&task=intensity_level"], ""),
+    ],
+)
+def test_a_model_is_scored_on_the_data_set_of_its_training(train_data, asked, monkeypatch):
+    """By a command that evaluate_au.py takes, and with a place that it takes."""
+    command = shlex.split(train_sft.score_command("runs/a b", train_data))
+    assert command[:2] == ["python", "evaluate_au.py"]
+    monkeypatch.setattr(sys, "argv", command[1:])
+    args = evaluate_au.arguments()
+    assert (args.model, args.output) == ("runs/a b", "runs/a b-scores")
+    if not asked:
+        assert args.dataset == "synthetic" and "--data_dir" not in command
+        return
+    said = [args.dataset, args.data_dir, "paper" * (args.protocol == "paper"), str(args.fold or "")]
+    assert " ".join(filter(None, said)) == asked
+    with pytest.raises((FileNotFoundError, ValueError), match=r"prepare the crops first|my.csv: cannot be read"):
+        read_set(args.dataset, args.data_dir, protocol=args.protocol, fold=args.fold)
 
 
 @pytest.mark.slow

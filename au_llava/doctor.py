@@ -4,6 +4,7 @@ import platform
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -16,9 +17,9 @@ from .face_alignment import find_faces
 from .photos import detector_name, load_pipeline, questions, recognize
 
 
-PACKAGES = (
-    "torch transformers huggingface-hub safetensors pillow numpy scikit-image insightface onnxruntime opencv-python "
-    "matplotlib pyarrow"
+PACKAGES = (  # where there are two, either will do
+    "torch transformers huggingface-hub safetensors pillow numpy scikit-image insightface onnxruntime "
+    "opencv-python|opencv-python-headless matplotlib pyarrow"
 )
 
 
@@ -26,11 +27,8 @@ def run(arguments: Namespace) -> int:
     """Carry out the subcommand; the exit code: 0 if recognition works, 1 if not."""
     print(f"au-llava {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
     print("Packages")
-    for name in PACKAGES.split():
-        try:
-            print(f"  {name:<16} {version(name)}")
-        except PackageNotFoundError:
-            print(f"  {name:<16} missing; mend: pip install {name}")
+    for names in PACKAGES.split():
+        print(_package(names.split("|")))
     sound = (
         "found" if shutil.which("ffmpeg") else "missing; without it films have no sound: install it for your system"
     )
@@ -46,6 +44,13 @@ def run(arguments: Namespace) -> int:
     good = [_report(name, check) for name, check in checks]
     print("\nAll is well." if all(good) else "\nSomething is amiss; see above.")
     return 0 if all(good) else 1
+
+
+def _package(names: list[str]) -> str:
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return f"  {name:<16} {version(name)}"
+    return f"  {names[0]:<16} missing; mend: pip install {names[0]}"
 
 
 def _report(name: str, check: Callable[[], str]) -> bool:

@@ -58,17 +58,18 @@ def write_film(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as draft, TemporaryDirectory(dir=target.parent) as folder:
-        silent, writer, written = Path(folder, "silent.mp4"), None, 0
+        silent, writer, written, shown = Path(folder, "silent.mp4"), None, 0, None
         for time, picture in _pictures(video, rows, question, thresholds):
             if writer is None:
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 place = os.fsencode(silent)  # see closing_capture
                 writer = cv2.VideoWriter(place, code, video.rate, picture.size)  # type: ignore[call-overload]
-            pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
-            while written <= time * video.rate + 1e-6:
-                writer.write(pixels)
+            while shown is not None and written < round(time * video.rate):  # it stays until this one is shown
+                writer.write(shown)
                 written += 1
+            shown = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
         if writer:
+            writer.write(shown)
             writer.release()
         reason = _add_sound(silent, video, draft) if shutil.which("ffmpeg") else None
         if not draft.exists():

@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,23 @@ PICTURES = (
     ".jp2",
     ".ppm",
 )
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts")
+HEIC = (".heic", ".heif")  # pictures of phones, which Pillow cannot read: inputs all the same, to be reported
+VIDEOS = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".3gp",
+    ".ts",
+    ".mts",
+    ".m2ts",
+)
 _TIMELINE = re.compile(rf"\.(csv|jsonl|parquet)\..+\.({'|'.join(TASKS)})\.png$")
 
 
@@ -44,6 +61,8 @@ def is_camera(name: str) -> bool:
 def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     """Every picture and video that the inputs name, each once, in order.
 
+    How many files in folders have other endings is told on standard error.
+
     Args:
         inputs: Files, http(s) addresses, folders (searched with all below them), patterns such as `"day?/*.jpg"`, or
             `"-"` for a list of those on standard input, one a line. What names no picture is kept, to be reported.
@@ -53,33 +72,47 @@ def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     Raises:
         ValueError: An empty text, an address of a video, or a folder or pattern all of whose files lie in `leave_out`.
     """
+    passed: set[Path] = set()
+    found = _search(inputs, leave_out, passed)
+    if passed:
+        counts = Counter(path.suffix.lower() or "without an ending" for path in passed).most_common()
+        told = ", ".join(f"{count} {ending}" for ending, count in counts[:8]) + (" and others" if counts[8:] else "")
+        print(f"Passed over, for their endings are not those of pictures or videos: {told}.", file=sys.stderr)
+    return list(dict.fromkeys(found))
+
+
+def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path]) -> list[str]:
     found: list[str] = []
     spared = leave_out and Path(os.path.abspath(leave_out))  # it and what holds it may be named differently
     for text in inputs:
         if text == "-":
             lines = (os.fsdecode(line).strip() for line in sys.stdin.buffer)  # names need not be UTF-8
-            found += expand((line for line in lines if line), leave_out)
+            found += _search((line for line in lines if line), leave_out, passed)
         elif not text:
             raise ValueError("An input is an empty text, as from a variable that is not set; name a file or a folder.")
         elif _is_address(text) and is_video(text):
             raise ValueError(f"{text}: videos are not fetched; download it, and give the file.")
         elif Path(text).is_dir() or (glob.has_magic(text) and not Path(text).exists()):
             matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
-            files = [file for match in matches for file in _files(match) if not _TIMELINE.search(file)]
+            files = [file for match in matches for file in _files(match, passed) if not _TIMELINE.search(file)]
             kept = [file for file in files if spared not in (path := Path(os.path.abspath(file)), *path.parents)]
             if files and not kept:
                 raise ValueError(f"--overlay {leave_out} holds all of {text}; name another folder.")
             found += kept or [text]
         else:
             found.append(text)
-    return list(dict.fromkeys(found))
+    return found
 
 
-def _files(match: str) -> list[str]:
+def _files(match: str, passed: set[Path]) -> list[str]:
+    """A file itself; of a folder the pictures and videos below it. Other files there that can be seen are noted."""
     if not Path(match).is_dir():
         return [match]
-    files = [path for path in Path(match).rglob("*") if path.suffix.lower() in PICTURES + VIDEOS and path.is_file()]
-    return [str(path) for path in sorted(files) if not path.name.startswith(".")]
+    files = [path for path in Path(match).rglob("*") if not path.name.startswith(".") and path.is_file()]
+    taken = [path for path in files if path.suffix.lower() in PICTURES + HEIC + VIDEOS]
+    hidden = [path for path in files if any(part.startswith(".") for part in path.relative_to(match).parts)]
+    passed.update(set(files) - set(taken) - set(hidden))
+    return [str(path) for path in sorted(taken)]
 
 
 @dataclass(frozen=True)

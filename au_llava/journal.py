@@ -2,10 +2,22 @@
 
 import glob
 import json
+import re
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+
+class _Line(NamedTuple):
+    """Where a line stands, which of the job's runs wrote it, whether it ends its part, and whether a row failed."""
+
+    path: Path
+    offset: int
+    run: int
+    done: bool
+    failed: bool
 
 
 class Journal:
@@ -13,7 +25,8 @@ class Journal:
 
     A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed, or
     never reached the disk when the power failed, ends the file, and what it held is done again. Where several
-    processes share a job, each writes a file of its own and reads those of all, whatever their number was before.
+    processes share a job, each writes a file of its own and reads those of all, whatever their number was before. Of
+    lines of one part and number that of the latest run counts, in whichever file it stands.
 
     Args:
         path (`Path`): The journal's file. It is made, or continued where it holds parts of the same job.
@@ -34,6 +47,7 @@ class Journal:
         self._settings = json.loads(self._head)["settings"]  # as they come back from a file
         path.parent.mkdir(parents=True, exist_ok=True)
         length = self.reload().get(self.own, 0)
+        self._run = 1 + max((line.run for lines in self._lines.values() for line in lines.values()), default=0)
         self._file = self.own.open("r+b" if length else "wb")
         self._file.seek(length)
         self._file.truncate()
@@ -45,12 +59,17 @@ class Journal:
         """Read what all processes have kept; how many bytes of each file can be used."""
         self.done: set[str] = set()
         self.failed: set[str] = set()
-        # By part, and there by the number of the line, so that one that was done twice counts once: file and offset.
-        self._places: dict[str, dict[int, tuple[Path, int]]] = defaultdict(dict)
-        return {path: self._read(path) for path in self._files()}
+        # By part, and there by the number of the line, so that one that was done twice counts once.
+        self._lines: dict[str, dict[int, _Line]] = defaultdict(dict)
+        lengths = {path: self._read(path) for path in self._files()}
+        for part in self._lines:
+            self._settle(part)
+        return lengths
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.parent.glob(glob.escape(self.path.name) + "*"))
+        ours = re.compile(re.escape(self.path.name) + r"(-\d+)?")
+        found = self.path.parent.glob(glob.escape(self.path.name) + "*")
+        return sorted(path for path in found if ours.fullmatch(path.name) and path.is_file())
 
     def _read(self, path: Path) -> int:
         with path.open("rb") as file:
@@ -83,29 +102,42 @@ class Journal:
             )
 
     def _note(self, entry: dict, path: Path, offset: int) -> None:
-        if entry["number"] == 0:
-            self.failed.discard(entry["part"])
-        self._places[entry["part"]][entry["number"]] = path, offset
-        if entry["done"]:
-            self.done.add(entry["part"])
-        if any(row["status"] == "failed" for row in entry["rows"]):
-            self.failed.add(entry["part"])
+        lines, failed = self._lines[entry["part"]], any(row["status"] == "failed" for row in entry["rows"])
+        line = _Line(path, offset, entry["run"], entry["done"], failed)
+        if line.run >= lines.get(entry["number"], line).run:
+            lines[entry["number"]] = line
+
+    def _settle(self, part: str) -> None:
+        """Tell whether a part is finished, by its last line, and whether it failed."""
+        lines = self._lines[part]
+        (self.done.add if lines[max(lines)].done else self.done.discard)(part)
+        (self.failed.add if any(line.failed for line in lines.values()) else self.failed.discard)(part)
+
+    def take_back(self) -> set[str]:
+        """Forget the last line of each part that failed, so that the next takes its place; which parts these are."""
+        again = self.done & self.failed
+        for part in again:
+            del self._lines[part][max(self._lines[part])]
+        self.done -= again
+        self.failed -= again
+        return again
 
     def add(self, rows: dict[str, list[dict]], done: bool = True) -> None:
         """Keep rows of some parts at once, and note whether the parts are finished with them."""
         for part, found in rows.items():
-            number = 0 if part in self.done else len(self._places[part])
-            entry = {"part": part, "number": number, "done": done, "rows": found}
+            number = 0 if part in self.done else len(self._lines[part])
+            entry = {"part": part, "run": self._run, "number": number, "done": done, "rows": found}
             self._note(entry, self.own, self._file.tell())
+            self._settle(part)
             self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
     def rows(self, parts: Iterable[str]) -> Iterator[dict]:
         """The rows of these parts in the order of the parts, read from disk."""
         for part in parts:
-            for _, (path, offset) in sorted(self._places.get(part, {}).items()):
-                with path.open("rb") as file:
-                    file.seek(offset)
+            for _, line in sorted(self._lines.get(part, {}).items()):
+                with line.path.open("rb") as file:
+                    file.seek(line.offset)
                     yield from json.loads(file.readline())["rows"]
 
     def close(self) -> None:

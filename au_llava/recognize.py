@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
 from tqdm import tqdm
 
 from .action_units import TASKS
 from .drawing import draw_sheet
-from .inputs import PICTURES, VIDEOS, Input, described, expand, is_video
+from .face_alignment import open_image
+from .inputs import HEIC, PICTURES, VIDEOS, Input, described, expand, is_video
 from .journal import Journal
 from .photos import Photo, Question, check_detector, load_pipeline, provenance, questions, recognize
 from .smoothing import smoothed
@@ -33,6 +35,10 @@ from .tables import (
     text_table,
     write_table,
 )
+
+
+# A folder of time lines that would take the place of one of the journal's files, and those that it would then meet.
+_PARTIAL = re.compile(r"^(partial(-\d+)?_*)(?=[/\\])", re.IGNORECASE)
 
 
 def run(arguments: Namespace) -> int:
@@ -68,13 +74,15 @@ def run(arguments: Namespace) -> int:
         about["smoothing"] = f"median over {arguments.smooth:g} seconds of a video's answers"
     journal = Journal(output.with_name(output.name + ".partial"), settings, crew.process_index)
     parts = dict.fromkeys(one.part for one in inputs.values())
+    again = journal.take_back() & parts.keys()
     done = journal.done & parts.keys()
-    if done and crew.is_main_process:
-        print(f"{len(done)} of {len(inputs)} inputs were done before.", file=sys.stderr)
+    if (done or again) and crew.is_main_process:
+        more = f"; tried again, for they failed: {len(again)}" if again else ""
+        print(f"{len(done)} of {len(inputs)} inputs were done before{more}.", file=sys.stderr)
     videos = [name for name in inputs if is_video(name)]
     mine = slice(crew.process_index, None, crew.num_processes)  # every so many-th piece of work
     try:
-        undrawn = _do_photos(journal, pipe, asked, arguments, inputs, mine)
+        undrawn = _do_photos(journal, pipe, asked, arguments, inputs, mine, again)
         for name in [name for name in videos[mine] if inputs[name].part not in journal.done]:
             _do_video(journal, pipe, name, inputs[name].part, asked, arguments)
         crew.wait_for_everyone()
@@ -130,14 +138,25 @@ def _settings(arguments: Namespace) -> dict:
     return {name: getattr(arguments, name) for name in ("detector", "max_faces", "batch_size", "readout", "mirror")}
 
 
+def _for_photos(arguments: Namespace) -> dict:
+    return {"opened": _opened, "return_evidence": arguments.evidence or False}
+
+
+def _opened(name: str) -> Image.Image:
+    try:
+        return open_image(name)
+    except ValueError as error:
+        if not name.lower().endswith(HEIC) or not Path(name).is_file():
+            raise
+        raise ValueError(f"{name}: HEIC cannot be read; convert it to JPEG.") from error
+
+
 def _print_all(
     pipe, inputs: dict[str, Input], asked: list[Question], chosen: list[Column], arguments: Namespace
 ) -> int:
     """Show every photograph on standard output as it comes; how many failed."""
     failed = 0
-    with closing(
-        recognize(pipe, inputs, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
-    ) as photos:
+    with closing(recognize(pipe, inputs, asked, **_settings(arguments), **_for_photos(arguments))) as photos:
         for photo in photos:
             drawn = _save_overlay(photo, inputs[photo.source].place, arguments.overlay)
             failed += bool(photo.error) or not drawn
@@ -151,18 +170,26 @@ def _print_all(
     return failed
 
 
-def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, Input], mine: slice) -> int:
+def _do_photos(
+    journal: Journal, pipe, asked, arguments: Namespace, inputs: dict[str, Input], mine: slice, again: set[str]
+) -> int:
     """Recognise photographs in groups; how many could not be drawn. A group is done as a whole or again, so that
     batches and with them the last digits of the answers are the same however often the job was stopped, and by however
-    many processes it is done."""
+    many processes it is done. Only what is missing for no other reason than that it failed is tried again by itself,
+    for where many addresses are dead there is one in every group."""
     photos, size = [name for name in inputs if not is_video(name)], 4 * arguments.batch_size
     groups = [photos[start : start + size] for start in range(0, len(photos), size)][mine]
-    groups = [group for group in groups if not all(_is_done(journal, inputs[name], arguments) for name in group)]
+    missing = [[name for name in group if not _is_done(journal, inputs[name], arguments)] for group in groups]
+    groups = [
+        lost if all(inputs[name].part in again for name in lost) else group
+        for group, lost in zip(groups, missing, strict=True)
+        if lost
+    ]
     quiet, undrawn = None if groups and mine.start == 0 else True, 0
     with tqdm(total=sum(map(len, groups)), unit="picture", disable=quiet) as bar:
         for group in groups:
             found = {}
-            some = recognize(pipe, group, asked, return_evidence=arguments.evidence or False, **_settings(arguments))
+            some = recognize(pipe, group, asked, **_settings(arguments), **_for_photos(arguments))
             with closing(some) as answered:
                 for photo in answered:
                     undrawn += not _save_overlay(photo, inputs[photo.source].place, arguments.overlay)
@@ -175,9 +202,9 @@ def _do_photos(journal: Journal, pipe, asked, arguments: Namespace, inputs: dict
 
 
 def _is_done(journal: Journal, photo: Input, arguments: Namespace) -> bool:
-    """Whether nothing of a photograph is missing: no rows and, if it could be opened, no overlay."""
+    """Whether nothing of a photograph is missing: no rows and no overlay."""
     drawn = not arguments.overlay or _overlay(arguments.overlay, f"{photo.place}.png").is_file()
-    return photo.part in journal.done and (drawn or photo.part in journal.failed)
+    return photo.part in journal.done and drawn
 
 
 def _do_video(journal: Journal, pipe, name: str, part: str, asked: list[Question], arguments: Namespace) -> None:
@@ -214,7 +241,8 @@ def _show_video(journal: Journal, pipe, name: str, known: Input, asked: list[Que
 
     def draw() -> None:
         video = Video.open(name)
-        write_timelines(Path(f"{arguments.output}.{known.place}"), video, found, asked, arguments.fps)
+        place = _PARTIAL.sub(r"\1_", known.place)
+        write_timelines(Path(f"{arguments.output}.{place}"), video, found, asked, arguments.fps)
         if arguments.overlay:
             limits = pipe.processor.calibration.get("detection", {}).get("thresholds", {})
             limits = limits if asked[0][0] == "detection" else None

@@ -37,7 +37,7 @@ class Video:
     Args:
         path: Its file, or the number of a camera.
         rate: Frames a second, on average; 25 where the file does not say.
-        count: How many frames it should have; 0 where the file does not say.
+        count: How many frames it should have, of Matroska guessed from its length; 0 where the file does not say.
     """
 
     path: str
@@ -54,13 +54,15 @@ class Video:
         """
         with closing_capture(path) as capture:
             rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        return cls(path, rate if 0 < rate < 1000 and math.isfinite(rate) else 25.0, max(0, int(count)))
+        if not 0 < rate < 1000:  # no rate, or the clock's, from which a count that the file does not tell was guessed
+            rate, count = 25.0, 0
+        return cls(path, rate, max(0, int(count)))
 
-    def frames(self, per_second: float | None = None, start: int = 0) -> Generator[Frame, None, int]:
+    def frames(self, per_second: float | None = None, start: int = 0) -> Generator[Frame, None, tuple[int, float]]:
         """The frames in order, turned upright; those before number `start` are passed over.
 
         Those of a camera are timed by the clock, from 0, and never end. In the end the generator returns the number
-        of the last frame that there is, whether it was kept or not.
+        and the time of the last frame that there is, whether it was kept or not.
 
         Args:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
@@ -85,7 +87,7 @@ class Video:
                     if not read:
                         break
                     yield Frame(number, time, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
-        return number
+        return number, time
 
 
 class closing_capture(closing):  # noqa: N801
@@ -135,11 +137,11 @@ def recognize_video(
     for row in earlier:
         start, seen = row["frame"] + 1, row["frame"]
         tracker.note(row["time"], [(row["face"], _box(row))] if row["status"] == "ok" else [])
-    last = -1
+    last, until = -1, -1.0
 
     def kept() -> Iterator[Frame]:
-        nonlocal last
-        last = yield from video.frames(per_second, start)
+        nonlocal last, until
+        last, until = yield from video.frames(per_second, start)
 
     frames = kept()
     ready: list[dict] | None = None
@@ -154,8 +156,11 @@ def recognize_video(
             yield ready
     if seen < 0:
         raise ValueError(f"{video.path}: not one frame can be read; convert it, or check that it is whole.")
-    if video.count - last > 3 + 0.05 * video.count:  # containers may count a few frames too many
-        raise ValueError(f"{video.path}: damaged after frame {last} of {video.count}; the rows until there are kept.")
+    # It must lack frames and time: a count that was guessed is too high where the rate varies, and the time too long
+    # where the last frame stays. Containers may count a few frames too many.
+    if video.count - max(last, until * video.rate) > 3 + 0.05 * video.count:
+        length = f"{until:.1f} of {video.count / video.rate:.1f} seconds"
+        raise ValueError(f"{video.path}: damaged after frame {last}, {length}; the rows until there are kept.")
 
 
 def _box(row: dict) -> tuple[float, float, float, float]:

@@ -20,6 +20,7 @@ import yaml
 from conftest import ROOT, tiny_model
 from PIL import Image
 from skimage.data import astronaut
+from test_videos import matroska
 
 from au_llava import page, videos
 from au_llava.__main__ import main
@@ -150,6 +151,15 @@ def test_the_downloads_hold_the_answers(pipe, pair):
     assert "transformers" in whole["produced by"]["versions"]
 
 
+def test_what_the_model_was_not_trained_for_is_called_a_guess(pipe, pair, monkeypatch):
+    monkeypatch.setattr(pipe.processor, "trained_lists", {"detection": [["AU9", "AU1"], ["AU6", "AU12"]]})
+    page = show_photo(pipe, pair, questions(["detection"], "AU9,AU12,AU25"))
+    assert "Detection: the model was not trained to tell AU25, so what it says of it is a guess." in page
+    texts = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert [re.findall(r"^AU\d+", text, re.MULTILINE) for text in texts] == [["AU9", "AU1"], ["AU6", "AU12"], ["AU25"]]
+    assert "guess" not in show_photo(pipe, pair, questions(["detection"], "AU9,AU12"))
+
+
 def test_raw_answers_are_those_before_calibration(pipe, pair, monkeypatch):
     asked = questions(["detection"], "bp4d")
     before = re.findall(r"<code>(.*?)</code>", show_photo(pipe, pair, asked, "none"))
@@ -217,11 +227,21 @@ def test_a_video_becomes_time_lines(pipe, clip):
     assert {row["AU12_detection"] for row in table} <= {"0", "1"}
 
 
+def test_a_browser_s_recording_is_as_long_as_its_last_time(pipe, tmp_path, monkeypatch):
+    times = [0, *np.cumsum(np.random.default_rng(0).integers(33, 80, 60)).tolist()]
+    matroska(tmp_path / "talk.webm", [Image.new("RGB", (96, 64))] * 60, times)
+    html = show_video(pipe, str(tmp_path / "talk.webm"), questions(["detection"], "AU12"), 2, "none")
+    assert "7 frames looked at" in html and 'role="alert"' not in html
+    monkeypatch.setattr(page, "VIDEO_SECONDS", 1)
+    with pytest.raises(ValueError, match="^talk.webm: longer than 1 seconds"):
+        show_video(pipe, str(tmp_path / "talk.webm"), questions(["detection"], "AU12"), 2, "none")
+
+
 def test_of_a_damaged_video_the_rest_is_shown(pipe, clip, monkeypatch):
     monkeypatch.setattr(videos.Video, "open", lambda path: videos.Video(path, 10.0, 100))
     html = show_video(pipe, clip, questions(["detection"], "AU12"), 5, "none")
     assert "10 frames looked at" in html and list(downloads(html)) == ["clip.csv", "clip.json"]
-    assert '<p class="au-error" role="alert">clip.mp4: damaged after frame 19 of 100; the rows until there' in html
+    assert '<p class="au-error" role="alert">clip.mp4: damaged after frame 19, 1.9 of 10.0 seconds; the rows' in html
 
 
 def test_every_unit_has_its_place_on_the_face():

@@ -10,7 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import cv2
@@ -24,6 +27,7 @@ from skimage.data import astronaut
 from au_llava.__main__ import main
 from au_llava.action_units import PRESETS, TASKS, describe, select
 from au_llava.demo import ASTRONAUT, pictures
+from au_llava.face_alignment import open_image
 from au_llava.inputs import described, expand
 from au_llava.journal import Journal
 from au_llava.photos import load_pipeline, provenance
@@ -237,6 +241,29 @@ def test_inputs_are_found_everywhere_once(photos, monkeypatch):
     assert expand(["-"]) == ["in/a.png", os.fsdecode(b"caf\xe9.jpg")], "a name that is no UTF-8"
     with pytest.raises(ValueError, match="An input is an empty text"):
         expand([""])
+
+
+def test_what_is_passed_over_is_told_by_its_ending(au, photos, capsys):
+    for name in ("notes.txt", "sub/more.TXT", "IMG_1.CR3", "README", ".hidden.doc", ".git/config"):
+        Path("in", name).parent.mkdir(exist_ok=True)
+        Path("in", name).touch()
+    assert expand(["in", "in/sub", "in/a.png"]) == photos
+    told = "Passed over, for their endings are not those of pictures or videos: 2 .txt, 1 "
+    err = capsys.readouterr().err
+    assert err.startswith(told) and err.count("\n") == 1
+    assert sorted(err[len(told) - 2 : -2].split(", ")) == ["1 .cr3", "1 without an ending"]
+    assert au("recognize", *photos)[2] == "" and told in au("recognize", "in")[2]
+
+
+def test_a_phone_s_heic_is_told_how_to_be_read(au, photos):
+    ftyp = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    Path("in/IMG_1.HEIC").write_bytes(ftyp)
+    shutil.copy(photos[0], "in/named.heif")  # only its name is wrong
+    code, _, err = au("recognize", "in", "--output", "t.csv")
+    assert code == 1 and "Passed over" not in err
+    rows = {row["file"]: row for row in read("t.csv")}
+    assert rows["in/IMG_1.HEIC"]["error"] == "in/IMG_1.HEIC: HEIC cannot be read; convert it to JPEG."
+    assert len(rows) == 5 and [name for name, row in rows.items() if row["status"] == "failed"] == ["in/IMG_1.HEIC"]
 
 
 def test_what_the_command_wrote_is_no_input(photos):
@@ -456,6 +483,53 @@ def test_a_job_that_goes_on_takes_no_rows_of_other_pictures(au, photos, monkeypa
     assert au("recognize", "in", "--output", "u.jsonl")[0] == 0 and Path("u.jsonl").read_text() == replaced
 
 
+class Unsteady(SimpleHTTPRequestHandler):
+    """A server of the current folder, which can be out of order."""
+
+    up = False
+    asked: list[str] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if self.up:
+            super().do_GET()
+        else:
+            self.send_error(503)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_what_failed_is_tried_again_alone(au, photos, monkeypatch):
+    Path("in/zero.png").touch()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unsteady)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(Unsteady, "asked", asked := [])
+    address = f"http://127.0.0.1:{server.server_port}/in/sub"
+    names = ("in", f"{address}/b.jpg", f"{address}/c.JPEG", "--output", "t.csv", "--batch-size", "2")
+    opened = []
+    monkeypatch.setattr("au_llava.recognize.open_image", lambda name: opened.append(name) or open_image(name))
+    try:
+        stop_before_the_table(monkeypatch, au, *names)
+        monkeypatch.setattr(Unsteady, "up", True)
+        opened.clear()
+        code, _, err = au("recognize", *names)
+        assert opened == ["in/zero.png", f"{address}/b.jpg", f"{address}/c.JPEG"]
+        assert code == 1 and "3 of 6 inputs were done before; tried again, for they failed: 3." in err
+        assert "6 inputs, 1 failed: t.csv" in err and asked == ["/in/sub/b.jpg", "/in/sub/c.JPEG"] * 2
+    finally:
+        server.shutdown()
+        server.server_close()
+    rows = read("t.csv")
+    assert [(row["file"], row["status"]) for row in rows] == [
+        (photos[0], "ok"), (photos[1], "ok"), (photos[2], "ok"), ("in/zero.png", "failed"),
+        (f"{address}/b.jpg", "ok"), (f"{address}/c.JPEG", "ok"),
+    ]  # fmt: skip
+    assert [float(row["AU12_detection_expected"]) for row in rows[-2:]] == pytest.approx(
+        [float(row["AU12_detection_expected"]) for row in rows[1:3]], abs=1e-4
+    )
+
+
 def test_another_option_does_no_harm_to_an_unfinished_job(au, photos, monkeypatch):
     stop_before_the_table(monkeypatch, au, "in", "--output", "t.csv")
     kept = Path("t.csv.partial").read_bytes()
@@ -534,6 +608,30 @@ def test_processes_that_share_a_job_read_each_other_s_journals(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_of_lines_in_several_files_those_of_the_last_run_count(tmp_path):
+    path, settings = tmp_path / "j", {"model": 1}
+    good, bad = {"status": "ok"}, {"status": "failed"}
+    journal = Journal(path, settings, process=1)
+    journal.add({"film": [good | {"x": 1}]}, done=False)
+    journal.add({"film": [bad], "photo": [bad | {"x": 3}], "lost": [bad]})
+    journal.close()
+    # Read before the file of process 1, in which they failed.
+    journal = Journal(path, settings)
+    assert journal.take_back() == {"film", "photo", "lost"} and not journal.done and not journal.failed
+    journal.add({"film": [good | {"x": 2}]}, done=False)
+    journal.add({"photo": [good | {"x": 4}]})
+    journal.close()
+    journal = Journal(path, settings, process=2)
+    assert journal.done == {"photo", "lost"} and journal.failed == {"lost"}
+    assert [row["x"] for row in journal.rows(["film", "photo"])] == [1, 2, 4]
+    assert journal.take_back() == {"lost"}
+    journal.add({"film": []})
+    journal.close()
+    last = Journal(path, settings)
+    assert last.done == {"film", "photo", "lost"} and last.failed == {"lost"}, "which was not done again"
+    assert [row["x"] for row in last.rows(["film", "photo"])] == [1, 2, 4]
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_table_of_one(au, folder, photos):
     for index in range(30):
@@ -584,3 +682,16 @@ def test_doctor_tells_what_works_and_how_to_mend(au):
     assert code == 0 and "48 answers to 3 questions" in out and "torch" in out
     code, out, _ = au("doctor", model="no/such/folder")
     assert code == 1 and "FAILED  model" in out and "save_pretrained" in out and "ok      faces" in out
+
+
+@pytest.mark.parametrize("there", ["opencv-python", "opencv-python-headless", None])
+def test_doctor_is_content_with_either_opencv(au, monkeypatch, there):
+    def version(name):
+        if name.startswith("opencv") and name != there:
+            raise PackageNotFoundError(name)
+        return "5.0"
+
+    monkeypatch.setattr("au_llava.doctor.version", version)
+    out = au("doctor", model="no/such/folder")[1]
+    found = [line.split() for line in out.splitlines() if "opencv" in line]
+    assert found == [[there, "5.0"]] if there else "opencv-python    missing; mend: pip install opencv-python\n" in out

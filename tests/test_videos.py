@@ -4,13 +4,14 @@ import copy
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from au_llava.drawing import draw_timeline
 from au_llava.films import _panel, write_timelines
 from au_llava.smoothing import smoothed
 from au_llava.tracking import Tracker
-from au_llava.videos import Video
+from au_llava.videos import Video, recognize_video
 
 
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
@@ -114,6 +115,47 @@ def timed(path, source, times):
     Path(path).write_bytes(data)
 
 
+def matroska(path, pictures, times, rate=None):
+    """Write a Matroska or WebM file whose frames have these times, in milliseconds, the last of them its end.
+
+    `rate` is what the file says of its frames a second; nothing, as browsers write it, by default.
+    """
+
+    def element(number, *content):
+        body = b"".join(content)
+        return bytes.fromhex(number) + (1 << 56 | len(body)).to_bytes(8, "big") + body
+
+    width, height = (side.to_bytes(2, "big") for side in pictures[0].size)
+    track = [element("D7", b"\1"), element("73C5", b"\1"), element("83", b"\1"), element("86", b"V_MJPEG")]
+    track += [element("23E383", (10**9 // rate).to_bytes(4, "big"))] if rate else []
+    track += [element("E0", element("B0", width), element("BA", height))]
+    clusters = [
+        element("1F43B675", element("E7", time.to_bytes(4, "big")), element("A3", b"\x81\0\0\x80", jpeg(picture)))
+        for time, picture in zip(times, pictures, strict=False)
+    ]
+    length = element("1549A966", element("2AD7B1", (10**6).to_bytes(4, "big")),
+                     element("4489", struct.pack(">d", times[-1])))  # fmt: skip
+    segment = element("18538067", length, element("1654AE6B", element("AE", *track)), *clusters)
+    Path(path).write_bytes(element("1A45DFA3", element("4282", b"matroska")) + segment)
+
+
+def jpeg(picture):
+    return cv2.imencode(".jpg", np.asarray(picture)[..., ::-1])[1].tobytes()
+
+
+def index_first(path):
+    """Put the index of an MP4 file before its frames, so that it can be read when the end is missing."""
+    data = Path(path).read_bytes()
+    frames, index = data.index(b"mdat") - 4, data.index(b"moov") - 4
+    moved = bytearray(data[index:])
+    table = moved.index(b"stco") + 8
+    (count,) = struct.unpack(">I", moved[table : table + 4])
+    for place in range(table + 4, table + 4 + 4 * count, 4):
+        (offset,) = struct.unpack(">I", moved[place : place + 4])
+        moved[place : place + 4] = struct.pack(">I", offset + len(moved))
+    Path(path).write_bytes(data[:frames] + moved + data[frames:index])
+
+
 def test_a_repeated_time_does_no_harm_to_those_after_it(clip):
     times = [*range(0, 1000, 100), *range(900, 2400, 100)]
     timed("twice.mp4", clip, [*times, 2400])
@@ -125,6 +167,20 @@ def test_a_whole_video_is_not_called_damaged(clip, folder):
     timed("fast.mp4", clip, [*range(0, 2000, 400), *range(2000, 2420, 20)])  # most frames in the last half second
     assert recognize(folder, "fast.mp4", "--fps", "5", "--output", "t.csv") == 0
     assert [row["frame"] for row in read("t.csv")] == ["0", "1", "2", "3", "4", "5", "15"]
+    timed("still.mp4", clip, [*range(0, 1250, 50), 2500])  # the last frame stays
+    assert recognize(folder, "still.mp4", "--fps", "1", "--output", "t.csv") == 0
+
+
+@pytest.mark.parametrize("rate", [30, None])
+def test_a_whole_video_of_varying_rate_is_not_called_damaged(tmp_path, monkeypatch, folder, rate):
+    monkeypatch.chdir(tmp_path)
+    times = [0, *np.cumsum(np.random.default_rng(0).integers(33, 80, 60)).tolist()]
+    matroska("talk.webm", [Image.new("RGB", (96, 64))] * 60, times, rate)
+    video = Video.open("talk.webm")
+    assert (video.rate, video.count) == ((30, round(times[-1] * 0.03)) if rate else (25, 0))
+    assert [frame.time for frame in video.frames()] == pytest.approx(np.array(times[:-1]) / 1000)
+    assert recognize(folder, "talk.webm", "--fps", "2", "--output", "t.csv") == 0
+    assert {row["status"] for row in read("t.csv")} == {"ok"}
 
 
 @needs_ffmpeg
@@ -217,6 +273,30 @@ def test_time_lines_of_equal_names_do_not_meet(clip, folder):
     assert Path("t.csv.a/b.mp4.detection.png").is_file() and Path("t.csv.a_b.mp4.detection.png").is_file()
 
 
+def test_time_lines_do_not_meet_the_files_of_unfinished_jobs(clip, folder):
+    folders = ("full", "partial_occlusion", "partial", "partial_", "partial-1")
+    for name in folders:
+        Path("in", name).mkdir(parents=True)
+        shutil.copy(clip, Path("in", name, "a.mp4"))
+    shutil.copy(clip, "in/partial.mp4")
+    for _ in range(2):  # the second job finds the time lines of the first
+        assert recognize(folder, "in", "--fps", "1", "--output", "t.csv") == 0
+    drawn = ("full", "partial_occlusion", "partial_", "partial__", "partial-1_")
+    assert {str(path) for path in Path().rglob("t.csv*.png")} == {"t.csv.partial.mp4.detection.png"}
+    assert {str(path) for path in Path().glob("t.csv*/*")} == {f"t.csv.{name}/a.mp4.detection.png" for name in drawn}
+    assert not Path("t.csv.partial").exists() and len(read("t.csv")) == 3 * 6
+
+
+def test_a_transport_stream_is_a_video(clip, folder):
+    Path("in").mkdir()
+    for name in ("in/a.ts", "in/b.m2ts"):
+        write(name, [Image.new("RGB", (96, 64))] * 25)
+    assert recognize(folder, "in", "--fps", "1", "--output", "t.csv") == 0
+    assert [(row["file"], row["frame"]) for row in read("t.csv")] == [
+        (name, frame) for name in ("in/a.ts", "in/b.m2ts") for frame in ("0", "10", "20")
+    ]
+
+
 @needs_ffmpeg
 def test_the_film_keeps_time_and_sound(clip, folder):
     ffmpeg("-f", "lavfi", "-i", "sine=duration=2.5", "-i", clip, "-c:v", "copy", "-map", "0", "-map", "1", "sound.mp4")
@@ -304,18 +384,83 @@ def test_bad_videos_lose_nothing(clip, folder, tmp_path):
     assert [row["frame"] for row in rows if row["file"] == "photo.png"] == [""]
 
 
-@needs_ffmpeg
-def test_what_stands_before_the_damage_is_kept(tmp_path, monkeypatch, folder):
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+def test_what_stands_before_the_damage_is_kept(tmp_path, monkeypatch, folder, name):
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (100, 64, 96, 3), dtype=np.uint8)
-    write("noise.mp4", [Image.fromarray(picture) for picture in noise])
-    ffmpeg("-i", "noise.mp4", "-c", "copy", "-movflags", "faststart", "fast.mp4")
-    data = Path("fast.mp4").read_bytes()
-    Path("fast.mp4").write_bytes(data[: len(data) // 2])
-    assert recognize(folder, "fast.mp4", "--output", "t.csv") == 1
+    pictures = [Image.fromarray(picture) for picture in noise]
+    if name == "cut.mkv":
+        matroska(name, pictures, [*range(0, 10_100, 100)], 10)
+    else:
+        write(name, pictures)
+        index_first(name)
+    assert len(list(Video.open(name).frames())) == 100
+    data = Path(name).read_bytes()
+    Path(name).write_bytes(data[: len(data) // 2])
+    assert recognize(folder, name, "--output", "t.csv") == 1
     *rows, last = read("t.csv")
     assert 30 < len(rows) < 60 and {row["status"] for row in rows} == {"ok"}
-    assert last["status"] == "failed" and "damaged after frame" in last["error"]
+    end = float(rows[-1]["time"])
+    assert last["status"] == "failed"
+    assert re.search(rf"{name}: damaged after frame \d+, {end:.1f} of 10.0 seconds; the rows", last["error"])
+
+
+def shades_of_film(video):
+    """Which of the video's pictures, each 10 brighter than the one before, a film made of it shows."""
+    films.write_film(Path("film.mp4"), Video.open(video), iter([]), ("detection", select("AU12")))
+    frames = Video.open("film.mp4").frames()
+    return [round(np.asarray(frame.image)[:, :300, 0].mean() / 10) for frame in frames]
+
+
+def test_a_film_keeps_a_picture_until_the_next_is_shown(clip):
+    write("few.mp4", [Image.new("RGB", (320, 240), (number * 10, 0, 0)) for number in range(5)], rate=1)
+    timed("gap.mp4", "few.mp4", [0, 300, 600, 2600, 2900, 3200])
+    assert Video.open("gap.mp4").rate == 5 / 3.2  # the film's, too, so the first two are nearer than its pictures
+    assert shades_of_film("gap.mp4") == [1, 2, 2, 2, 3, 4]
+
+
+def test_a_film_drops_no_picture_whose_time_is_rounded(clip):
+    pictures = [Image.new("RGB", (320, 240), (number * 10, 0, 0)) for number in range(25)]
+    matroska("whole.mkv", pictures, [round(number * 1000 / 30) for number in range(26)], 30)
+    assert [frame.time for frame in Video.open("whole.mkv").frames()][:4] == pytest.approx([0, 0.033, 0.067, 0.1])
+    assert shades_of_film("whole.mkv") == list(range(25))
+
+
+def test_a_video_that_failed_in_the_middle_is_tried_again_from_there(clip, folder, monkeypatch):
+    pictures = [Image.new("RGB", (96, 64), (number * 3, 0, 0)) for number in range(80)]
+    write("long.mp4", pictures)
+    matroska("cut.mkv", pictures[:20], [*range(0, 2100, 100)], 10)
+    Path("cut.mkv").write_bytes(Path("cut.mkv").read_bytes()[:8000])
+    Path("zero.mp4").touch()
+    command = ("long.mp4", "cut.mkv", "zero.mp4", clip, "--output", "t.csv")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    given, groups = [], 1
+
+    def unsteady(pipe, video, asked, per_second, earlier, **settings):
+        earlier = list(earlier)
+        given.append((video.path, len(earlier)))
+        yield from islice(recognize_video(pipe, video, asked, per_second, earlier, **settings), groups)
+        if groups == 1:
+            raise OSError(f"{video.path}: the disk went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("au_llava.recognize.write_table", interrupted)
+        patch.setattr("au_llava.videos.recognize_video", unsteady)
+        assert recognize(folder, *command) == 130
+        groups = None
+        assert recognize(folder, *command) == 130
+        assert recognize(folder, *command) == 130
+    cut = len(list(Video.open("cut.mkv").frames()))
+    assert given == [("long.mp4", 0), ("cut.mkv", 0), (clip, 0), ("long.mp4", 64), ("cut.mkv", cut), (clip, 25),
+                     ("cut.mkv", cut)]  # fmt: skip
+    assert recognize(folder, *command) == 1 and not Path("t.csv.partial").exists()
+    assert recognize(folder, *command[:-1], "whole.csv") == 1
+    assert Path("t.csv").read_text() == Path("whole.csv").read_text()
+    files = ["long.mp4"] * 80 + ["cut.mkv"] * (cut + 1) + ["zero.mp4"] + [clip] * 25
+    assert 5 < cut < 15 and [row["file"] for row in read("t.csv")] == files
 
 
 def test_a_film_that_cannot_be_drawn_costs_no_row(clip, folder, capsys):

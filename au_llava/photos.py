@@ -180,7 +180,8 @@ def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
         digest = hashlib.sha256()
         for path in (files := sorted(Path(place).glob(pattern))):
             with path.open("rb") as file:
-                hashlib.file_digest(file, lambda digest=digest: digest)
+                while part := file.read(1_000_000):
+                    digest.update(part)
         if files:
             entry[f"{what} SHA-256"] = digest.hexdigest()[:16]
     entry["parameters"] = f"{pipe.model.num_parameters():,}"

@@ -135,14 +135,14 @@ def answered(model: str, about: EvaluationSet) -> list[str]:
     Raises:
         ValueError: There is none.
     """
-    lists = (
-        AuLlavaProcessor.get_processor_dict(of_fold(model, min(about.folds)))[0].get("trained_lists") or about.labels
-    )
+    settings, _ = AuLlavaProcessor.get_processor_dict(of_fold(model, min(about.folds)))
+    lists = settings.get("trained_lists") or about.labels
     known = [task for task in about.labels if task in lists]
     told = f"{model} was trained to answer {', '.join(lists)} alone"
     if not known:
         raise ValueError(f"{told}; name tasks of {about.name} with --tasks to see what it guesses.")
-    if strange := [task for task in about.labels if task not in lists]:
+    strange = [task for task in about.labels if task not in lists]
+    if strange and processes().is_main_process:
         print(f"{told}; left out: {', '.join(strange)}. To see what it guesses, name tasks with --tasks.")
     return known
 

@@ -321,7 +321,7 @@ def select(action_units: "str | Iterable[str | ActionUnit] | None", task: str = 
 
 
 def cover(units: list[ActionUnit], lists: list[list[ActionUnit]]) -> tuple[list[list[ActionUnit]], list[ActionUnit]]:
-    """As few of some lists as hold all units that any of them holds, those with more of them first; and other units.
+    """Those of some lists that hold units, each time the one with most of those left; and units that are in none.
 
     Example:
 

@@ -179,7 +179,7 @@ class AuLlavaProcessor(LlavaProcessor):
         units of another list. So whole lists are asked about, and of their answers the rest is left out.
 
         Returns:
-            `list[list[ActionUnit]]`: Trained lists, as few as hold the units, those that hold more of them first; and,
+            `list[list[ActionUnit]]`: Trained lists, each time the one that holds most of the units that are left; and,
             with a warning, a list of the units that are in none. The units themselves, where the model was trained on
             any selection, or its training is not known.
         """

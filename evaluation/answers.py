@@ -100,7 +100,7 @@ def read_origin(path: str | Path) -> dict:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return json.loads(pq.read_schema(_file(path)).metadata[STAMP])
+    return {"options": ""} | json.loads(pq.read_schema(_file(path)).metadata[STAMP])
 
 
 def read_answers(path: str | Path, decision: str = "mode") -> dict[str, Answers]:

@@ -35,7 +35,7 @@ from au_llava.templates_au_llava import write_decision_files
 
 from . import bootstrap
 from .answers import Answers, as_recognition, decide, read_answers, read_origin, recognised
-from .data import RENDERED
+from .data import RENDERED, whose
 from .scores import is_detection
 
 
@@ -252,7 +252,7 @@ def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: st
             continue
         if split != "test":
             return {}
-        if (source["fold"], source["options"]) != (fold, origin["options"]):
+        if (source["fold"], whose(source["options"])) != (fold, whose(origin["options"])):
             raise ValueError(
                 f"The calibration for {task} was fitted for {source}, not for fold {fold} of {origin}: thresholds "
                 "would have seen test people. Calibrate this fold's own model, or give --calibration FOLDER."
@@ -363,7 +363,7 @@ def store(fitted: dict, folder: str | Path) -> Path:
     """Write a calibration into `processor_config.json` of a model's folder, in place of older ones of the same tasks.
 
     A task may be fitted on several lists of units, one after the other: what was found for units that are not in the
-    last one stays.
+    last one stays. Of levels, whose units share all, the last list counts.
 
     Raises:
         FileNotFoundError: The folder has no processor.
@@ -375,6 +375,7 @@ def store(fitted: dict, folder: str | Path) -> Path:
     known = settings.get("calibration") or {}
     for task, own in fitted.items():
         before = known.get(task, {})
+        before = before if isinstance(before.get("fitted_on"), list) else {}
         known[task] = own | {name: before.get(name, {}) | own[name] for name in BY_UNIT if name in own}
         if before.get("temperatures", {}).keys() - own.get("temperatures", {}).keys():  # other units' stay
             earlier = [source for source in before["fitted_on"] if source not in own["fitted_on"]]
@@ -387,7 +388,14 @@ def store(fitted: dict, folder: str | Path) -> Path:
 
 
 def load(source: str | Path | None) -> dict:
-    """The calibration of a model, from its folder or the Hub; empty if it has none."""
+    """The calibration of a model, from its folder or the Hub; empty if it has none.
+
+    Raises:
+        ValueError: It was made when less was noted of whom it was fitted to.
+    """
     if source is None:
         return {}
-    return AuLlavaProcessor.get_processor_dict(source)[0].get("calibration") or {}
+    found = AuLlavaProcessor.get_processor_dict(source)[0].get("calibration") or {}
+    if old := [task for task, own in found.items() if isinstance(own.get("fitted_on"), dict)]:
+        raise ValueError(f"{source}: {', '.join(old)} was calibrated by an earlier version; --calibrate it again.")
+    return found

@@ -51,7 +51,8 @@ OWN = "csv"  # begins the name of a data set that someone brought, `csv:labels` 
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
-_WHOSE = ("naming", "part", "drop_bad_landmarks")  # options of data sets that say whose pictures are asked about
+# Options of data sets that say which pictures are asked about, as they are by default.
+_WHICH = {"naming": "jaanet", "part": "a", "drop_bad_landmarks": "false"}
 # Data sets, as rows to train on name them, that show people of another one: part B of FEAFA is of DISFA's videos.
 _PEOPLE = {
     "synthetic": ("synthetic_faces",),
@@ -79,7 +80,7 @@ class EvaluationSet:
         labels (`dict`): task to array `(samples, units)`, NaN where unknown, in the order of `units`.
         groups (`list[dict[str, str]]`): What else is known of each picture, such as the apparent skin tone.
         change (*optional*): Called with a picture and its row, gives the picture that the model sees instead.
-        options (`str`, *optional*): What was asked of the data set about whose pictures they are, as in
+        options (`str`, *optional*): Which pictures were asked for, where not those by default, as in
             `naming=megraphau`.
     """
 
@@ -175,6 +176,15 @@ def same_people(dataset: str) -> tuple[str, ...]:
     return _PEOPLE.get(dataset.partition(":")[0], (dataset,))
 
 
+def whose(options: str) -> set[str]:
+    """Those of a set's options that say who is tested in which fold.
+
+    >>> whose("drop_bad_landmarks=True&naming=megraphau")
+    {'naming=megraphau'}
+    """
+    return {option for option in options.split("&") if option.partition("=")[0] in ("naming", "part")}
+
+
 def protocol_in_words(dataset: str, protocol: str, options: str = "") -> str:
     """What a protocol means, as reports tell it.
 
@@ -237,7 +247,9 @@ def read_set(
         present = np.where(np.isnan(levels), np.nan, levels >= _PRESENT_FROM[protocol])
         labels = {"detection": present} | labels
     asked = parse_qsl(str(data_dir).partition("?")[2])
-    options = "&".join(f"{name}={value}" for name, value in sorted(asked) if name in _WHOSE)
+    options = "&".join(
+        f"{name}={value}" for name, value in sorted(asked) if value.lower() != _WHICH.get(name, value.lower())
+    )
     found = _from_crops(dataset, split, protocol, rows, list(rows["fold"]), _preset_units(dataset), labels)
     return replace(found, options=options)
 

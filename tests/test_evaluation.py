@@ -356,6 +356,14 @@ def test_calibration_is_stored_with_the_processor(folder):
     forget(folder)
     assert json.loads(path.read_text()) == before
     assert calibration.load(None) == {}
+    earlier = {"detection": {"temperature": 1, "thresholds": {"AU1": 0.2}, "fitted_on": {"dataset": "bp4d"}}}
+    path.write_text(json.dumps(before | {"calibration": earlier}))
+    with pytest.raises(ValueError, match="detection was calibrated by an earlier version; --calibrate it again"):
+        calibration.load(folder)
+    newest = {"temperature": 2, "temperatures": {"AU2": 2}, "thresholds": {"AU2": 0.3}, "fitted_on": [{}]}
+    calibration.store({"detection": newest}, folder)
+    assert calibration.load(folder) == {"detection": newest}
+    forget(folder)
 
 
 @pytest.fixture(scope="module")
@@ -551,6 +559,7 @@ def test_reports_tell_whose_pictures_were_asked_for(folder, disfa_crops, tmp_pat
         words = json.loads((tmp_path / place / "results.json").read_text())["protocol"]
         assert "(ME-GraphAU's order)" in words and "(asked for with naming=megraphau); only fold 1" in words
     results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert read_set("disfa", f"{disfa_crops}?naming=jaanet&drop_bad_landmarks=false", fold=1).options == ""
     for options in ("naming=megraphau", ""):
         update_card(results | {"settings": results["settings"] | {"options": options}}, tmp_path / "README.md")
     card = (tmp_path / "README.md").read_text()

@@ -143,6 +143,18 @@ def test_units_outside_the_trained_lists_are_guessed_with_a_warning_and_spoil_no
     assert "answer intensity_level for AU12, and will guess. It was trained on detection alone." in said[1]
 
 
+def test_a_unit_of_one_s_own_is_not_taken_for_one_of_its_code(model, processor, crops):
+    own = copy.deepcopy(processor)
+    own.trained_lists = {"detection": [["AU6", "AU12"]]}
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    wink = ActionUnit("AU12", "Wink", "one eye closes while the other stays open", "eyelids")
+    (both,), (alone,), (known,) = (pipe(crops[0], action_units=units) for units in (["AU6", wink], [wink], "AU6"))
+    assert both["action_units"]["AU12"] == alone["action_units"]["AU12"]
+    assert (
+        both["action_units"]["AU12"]["name"] == "Wink" and both["action_units"]["AU6"] == known["action_units"]["AU6"]
+    )
+
+
 def test_of_tasks_trained_on_any_selection_just_the_units_are_asked_about(processor, monkeypatch):
     own, said = copy.deepcopy(processor), []
     own.trained_lists, own.free_tasks = {"detection": [["AU9"], ["AU6", "AU12"]]}, ["detection"]

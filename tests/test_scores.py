@@ -194,6 +194,9 @@ def test_a_calibration_of_another_fold_is_refused():
     paper = disfa | {"protocol": "paper"}  # whose labels are others: neither refused nor applied
     found = summarise({"detection": test.take(test.folds == 1)}, paper, "c", {1: {"detection": fitted}}, resamples=2)
     assert not found["tasks"]["detection"]["calibration"]["fitted"]
+    fewer = disfa | {"options": "drop_bad_landmarks=True"}  # the same people
+    found = summarise({"detection": test.take(test.folds == 1)}, fewer, "c", {1: {"detection": fitted}}, resamples=2)
+    assert found["tasks"]["detection"]["calibration"]["fitted"]
     named = disfa | {"options": "naming=megraphau"}  # other people in this fold
     with pytest.raises(ValueError, match="would have seen test people"):
         summarise({"detection": test.take(test.folds == 1)}, named, "c", {1: {"detection": fitted}}, resamples=2)

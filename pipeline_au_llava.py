@@ -198,7 +198,7 @@ class FacialActionUnitPipeline(Pipeline):
                 self._affordable = together // 2
                 logger.warning(f"Memory ran out at {together} faces; going on with {self._affordable} at a time.")
                 continue
-            known: list[list[dict[ActionUnit, dict]]] = [[{} for _ in crops] for _ in questions]
+            known: list[list[dict[str, dict]]] = [[{} for _ in crops] for _ in questions]
             for recognition, (place, task, whole) in zip(recognitions, asked, strict=True):
                 named = self.processor.read(recognition, task, whole, calibrated)
                 if recognition.evidence is not None:
@@ -207,10 +207,10 @@ class FacialActionUnitPipeline(Pipeline):
                         for unit, cells in zip(answer.values(), own, strict=True):
                             unit["evidence"] = cells
                 for answer, more in zip(known[place], named, strict=False):  # not of what fills the batch up
-                    # By unit, for one of the user's own may have the code of another that is in a list.
-                    answer.update({unit: more[unit.code] for unit in whole} | answer)
+                    # By what was asked, for a unit of the user's own may have the code of another that is in a list.
+                    answer.update({unit.line(): more[unit.code] for unit in whole} | answer)
             for found, own, (_, units) in zip(answers, known, questions, strict=True):
-                found += [{unit.code: answer[unit] for unit in units} for answer in own]
+                found += [{unit.code: answer[unit.line()] for unit in units} for answer in own]
             start += len(crops)
         return answers
 

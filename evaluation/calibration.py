@@ -35,7 +35,7 @@ from au_llava.templates_au_llava import write_decision_files
 
 from . import bootstrap
 from .answers import Answers, as_recognition, decide, read_answers, read_origin, recognised
-from .data import RENDERED, whose
+from .data import RENDERED, leaks, whose
 from .scores import is_detection
 
 
@@ -274,9 +274,8 @@ def fitted_to(calibrations: dict[str, dict]) -> str:
     unknown = [{"dataset": "an unknown set", "protocol": "standard"}]
     sources = [source for own in calibrations.values() for source in own.get("fitted_on", unknown)]
     names = ", ".join(sorted({source["dataset"] for source in sources}))
-    # FEAFA's random test frames are of everyone.
-    leaks = any((source["dataset"], source["protocol"]) == ("feafa", "paper") for source in sources)
-    return f"validation people of {names}, {'other frames of whom are' if leaks else 'none of whom is'} tested"
+    seen = any(leaks(source["dataset"], source["protocol"]) for source in sources)
+    return f"validation people of {names}, {'other frames of whom are' if seen else 'none of whom is'} tested"
 
 
 def apply_folds(answers: Answers, fitted: dict[int, dict]) -> Answers:

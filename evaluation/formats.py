@@ -49,9 +49,8 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
             for task, lists in asked.items()
         }
         for task, lists in own.items():
+            same = lists == asked[task]  # what is asked for the contradictions has just been answered
             for place, units in enumerate(lists):
-                # What is asked for the contradictions has just been answered.
-                same = lists == asked[task]
                 found = recognized[task][place] if same else _recognize(model, processor, crops, task, units)
                 texts = processor.batch_decode(found.sequences, skip_special_tokens=True)
                 constrained[task] += sum(not valid(text, task, units) for text in texts) / len(lists)

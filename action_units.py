@@ -21,7 +21,7 @@ Task: detect which facial Action Units are present in the image of a face.
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 
@@ -235,6 +235,9 @@ class Task:
         return self.texts[round((value - low) / (high - low) * (len(self.texts) - 1))]
 
 
+# The lowest level at which studies of DISFA call a unit present.
+PRESENT_LEVEL = 2
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -320,22 +323,36 @@ def select(action_units: "str | Iterable[str | ActionUnit] | None", task: str = 
     return units
 
 
-def cover(units: list[ActionUnit], lists: list[list[ActionUnit]]) -> tuple[list[list[ActionUnit]], list[ActionUnit]]:
-    """Those of some lists that hold units, each time the one with most of those left; and units that are in none.
+def cover(
+    task: str, units: list[ActionUnit], lists: dict[str, list[list[str]]], free: Collection[str] = ()
+) -> tuple[list[tuple[str, list[ActionUnit]]], list[ActionUnit]]:
+    """What to ask in order to learn what a task wants to know of some units, and the units of which nothing tells it.
+
+    Levels tell of presence, too, see `PRESENT_LEVEL`.
+
+    Args:
+        task (`str`): `detection`, `intensity_level` or `intensity`.
+        units (`list[ActionUnit]`): In question.
+        lists (`dict[str, list[list[str]]]`): By task, the lists of codes that may be asked about. Of those of a task
+            each time the one that holds most of the units left is taken.
+        free (`Collection[str]`): Tasks that may be asked about any selection of the units in their lists.
 
     Example:
 
-    >>> chosen, others = cover(select("AU1,AU12,AU43"), [select("AU1,AU2"), select("bp4d")])
-    >>> [len(units) for units in chosen], [unit.code for unit in others]
-    ([12], ['AU43'])
+    >>> asked, others = cover("detection", select("AU1,AU25,AU43"), {"intensity_level": [PRESETS["disfa"]]})
+    >>> [(about, len(whole)) for about, whole in asked], [unit.code for unit in others]
+    ([('intensity_level', 12)], ['AU43'])
     """
-    others = [unit for unit in units if not any(unit in some for some in lists)]
-    chosen: list[list[ActionUnit]] = []
-    left = {*units} - {*others}
-    while left:
-        chosen.append(max(lists, key=lambda some: len(left & {*some})))
-        left -= {*chosen[-1]}
-    return chosen, others
+    asked: list[tuple[str, list[ActionUnit]]] = []
+    left = [*units]
+    for about in (task, "intensity_level") if task == "detection" else (task,):
+        wholes = [select(codes, about) for codes in lists.get(about, [])]
+        if about in free:
+            wholes = [[unit for unit in left if any(unit in whole for whole in wholes)]]
+        while any(unit in whole for whole in wholes for unit in left):
+            asked.append((about, max(wholes, key=lambda whole: len({*left} & {*whole}))))
+            left = [unit for unit in left if unit not in asked[-1][1]]
+    return asked, left
 
 
 def describe(task: str, action_units: "str | Iterable[str | ActionUnit] | None" = None, relations: str = "") -> str:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from au_llava import AuLlavaProcessor
+from au_llava.action_units import cover, select
 from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
@@ -137,11 +138,11 @@ def answered(model: str, about: EvaluationSet) -> list[str]:
     """
     settings, _ = AuLlavaProcessor.get_processor_dict(of_fold(model, min(about.folds)))
     lists = settings.get("trained_lists") or about.labels
-    known = [task for task in about.labels if task in lists]
+    strange = [task for task in about.labels if task not in lists and cover(task, select(about.units[task]), lists)[1]]
+    known = [task for task in about.labels if task not in strange]
     told = f"{model} was trained to answer {', '.join(lists)} alone"
     if not known:
         raise ValueError(f"{told}; name tasks of {about.name} with --tasks to see what it guesses.")
-    strange = [task for task in about.labels if task not in lists]
     if strange and processes().is_main_process:
         print(f"{told}; left out: {', '.join(strange)}. To see what it guesses, name tasks with --tasks.")
     return known

@@ -126,9 +126,9 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
     >>> from PIL import Image
     >>> model = AuLlavaForConditionalGeneration.from_pretrained(default_checkpoint())
     >>> processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
-    >>> (units,) = processor.questions("detection", "AU6,AU12")  # the list that it was trained on: all twelve of bp4d
-    >>> inputs = processor(images=Image.new("RGB", (224, 224)), task="detection", action_units=units)
-    >>> answer = model.recognize(**inputs, grammar=processor.grammar("detection", units))
+    >>> ((task, units),) = processor.questions("detection", "AU6,AU12")  # of a list that it was trained on: bp4d
+    >>> inputs = processor(images=Image.new("RGB", (224, 224)), task=task, action_units=units)
+    >>> answer = model.recognize(**inputs, grammar=processor.grammar(task, units))
     >>> answer.values.shape
     torch.Size([1, 12])
     """

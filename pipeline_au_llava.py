@@ -7,15 +7,17 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import torch
 from transformers import Pipeline
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .action_units import ActionUnit, select
+from .action_units import PRESENT_LEVEL, ActionUnit, select
 from .evidence_au_llava import on_crop
 from .face_alignment import Face, find_faces, open_image
 from .processing_au_llava import AuLlavaProcessor
+from .recognition_au_llava import Recognition
 
 
 logger = logging.get_logger(__name__)
@@ -169,19 +171,19 @@ class FacialActionUnitPipeline(Pipeline):
         """For each question, a task and its Action Units, the answers about all faces; `how` goes to [`recognize`].
 
         Some faces at a time go through the model. Each is encoded once for all questions. A question may be put as
-        several, see [`AuLlavaProcessor.questions`].
+        several, or as another that is put anyway; see [`AuLlavaProcessor.questions`].
         """
         how |= {"static_shapes": static_shapes, "mirror": self.processor.mirror if mirror is None else mirror}
-        asked = [
-            (place, task, whole)
-            for place, (task, units) in enumerate(questions)
-            for whole in self.processor.questions(task, units)
-        ]
-        grammars = [self.processor.grammar(task, whole) for _, task, whole in asked]
+        wanted = [self.processor.questions(task, units) for task, units in questions]
+        asked: list[tuple[str, list[ActionUnit]]] = []
+        for one in chain(*wanted):
+            if one not in asked:
+                asked.append(one)
+        grammars = [self.processor.grammar(task, whole) for task, whole in asked]
         prompts = [
             self.processor(images=face.crop, task=task, action_units=whole)["input_ids"]
             for face in faces[:1]  # a question's prompt is the same for each
-            for _, task, whole in asked
+            for task, whole in asked
         ]
         answers: list[list[dict]] = [[] for _ in questions]
         start = 0
@@ -198,21 +200,29 @@ class FacialActionUnitPipeline(Pipeline):
                 self._affordable = together // 2
                 logger.warning(f"Memory ran out at {together} faces; going on with {self._affordable} at a time.")
                 continue
-            known: list[list[dict[str, dict]]] = [[{} for _ in crops] for _ in questions]
-            for recognition, (place, task, whole) in zip(recognitions, asked, strict=True):
-                named = self.processor.read(recognition, task, whole, calibrated)
-                if recognition.evidence is not None:
-                    maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
-                    for answer, own in zip(named, maps.tolist(), strict=True):
-                        for unit, cells in zip(answer.values(), own, strict=True):
-                            unit["evidence"] = cells
-                for answer, more in zip(known[place], named, strict=False):  # not of what fills the batch up
-                    # By what was asked, for a unit of the user's own may have the code of another that is in a list.
-                    answer.update({unit.line(): more[unit.code] for unit in whole} | answer)
-            for found, own, (_, units) in zip(answers, known, questions, strict=True):
-                found += [{unit.code: answer[unit.line()] for unit in units} for answer in own]
+            for found, own, (task, units) in zip(answers, wanted, questions, strict=True):
+                known: list[dict[str, dict]] = [{} for _ in crops]
+                for about, whole in own:
+                    named = self._named(recognitions[asked.index((about, whole))], about, task, whole, calibrated)
+                    for answer, more in zip(known, named, strict=False):  # not of what fills the batch up
+                        # By what was asked, for a unit of the user's own may have another's code that is in a list.
+                        answer.update({unit.line(): more[unit.code] for unit in whole} | answer)
+                found += [{unit.code: answer[unit.line()] for unit in units} for answer in known]
             start += len(crops)
         return answers
+
+    def _named(
+        self, recognition: Recognition, about: str, task: str, units: list[ActionUnit], calibrated: bool
+    ) -> list[dict[str, dict]]:
+        """For each face what the answers to one task, `about`, say of another, with evidence where there is some."""
+        told = recognition if about == task else recognition.presence(PRESENT_LEVEL)
+        named = self.processor.read(told, task, units, calibrated)
+        if recognition.evidence is not None:
+            maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
+            for answer, own in zip(named, maps.tolist(), strict=True):
+                for unit, cells in zip(answer.values(), own, strict=True):
+                    unit["evidence"] = cells
+        return named
 
     def _recognize(self, crops: list, prompts: list, grammars: list, mirror: bool, **how) -> Iterator:
         """A [`Recognition`] for each question about the same crops."""

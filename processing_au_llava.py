@@ -172,28 +172,28 @@ class AuLlavaProcessor(LlavaProcessor):
         content = [{"type": "image"}, {"type": "text", "text": describe(task, action_units)}]
         return [{"role": "user", "content": content}]
 
-    def questions(self, task: str, action_units=None) -> list[list[ActionUnit]]:
-        """The lists to ask about in order to learn about some Action Units.
+    def questions(self, task: str, action_units=None) -> list[tuple[str, list[ActionUnit]]]:
+        """What to ask in order to learn what a task wants to know of some Action Units.
 
         A model that was trained on whole lists knows the units by their places in them, and answers badly about all
-        units of another list. So whole lists are asked about, and of their answers the rest is left out.
+        units of another list. So whole lists are asked about, and of their answers the rest is left out. Of a unit
+        that the model was trained to rate alone, levels tell whether it is present; see [`Recognition.presence`].
 
         Returns:
-            `list[list[ActionUnit]]`: Trained lists, each time the one that holds most of the units that are left; and,
-            with a warning, a list of the units that are in none. The units themselves, where the model was trained on
-            any selection, or its training is not known.
+            `list[tuple[str, list[ActionUnit]]]`: Tasks and trained lists, each time the one that holds most of the
+            units that are left; and, with a warning, the task and the units of which nothing tells it. Where the model
+            was trained on any selection, just the units; and where its training is not known.
         """
-        units, lists = select(action_units, task), self.trained_lists.get(task, [])
-        asked, strange = cover(units, [select(codes, task) for codes in lists])
+        units = select(action_units, task)
+        asked, strange = cover(task, units, self.trained_lists, self.free_tasks)
         if strange and self.trained_lists:
+            lists = self.trained_lists.get(task, [])
             known = "; ".join(map(", ".join, lists)) or f"{', '.join(self.trained_lists)} alone"
             logger.warning_once(  # type: ignore[attr-defined]
                 f"The model was not trained to answer {task} for {', '.join(unit.code for unit in strange)}, and will "
                 f"guess. It was trained on {known}."
             )
-        if task in self.free_tasks:
-            return [units]
-        return [*asked, strange] if strange else asked
+        return [*asked, (task, strange)] if strange else asked
 
     def grammar(self, task: str, action_units=None) -> AnswerGrammar:
         """The answers that a task allows, as this tokenizer writes them.

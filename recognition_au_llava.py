@@ -75,6 +75,27 @@ class Recognition:
         probabilities = self.distributions.gather(-1, _nearest(values, allowed)[..., None]).squeeze(-1)
         return replace(self, values=values, probabilities=probabilities, decision=decision)
 
+    def presence(self, least: int) -> "Recognition":
+        """Of answers about levels, whether each unit is present.
+
+        Args:
+            least (`int`): The lowest level that counts as present; see `PRESENT_LEVEL`.
+
+        Returns:
+            [`Recognition`] of 0 and 1, decided as before; `sequences` are still the levels that were written.
+        """
+        present = self.distributions[..., least:].sum(-1)
+        distributions = torch.stack([1 - present, present], -1)
+        probabilities, values = distributions.max(-1)
+        found = replace(
+            self,
+            values=values.to(present),
+            probabilities=probabilities,
+            expected_values=present,
+            distributions=distributions,
+        )
+        return found.decide(self.decision, torch.tensor([0.0, 1.0]))
+
     def calibrated(self, fitted: dict, names: list[str], allowed: torch.Tensor) -> "Recognition":
         """Apply what was fitted to a model's answers about people apart from those asked about.
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from markupsafe import Markup
 
-from .action_units import cover, select, write_answer
+from .action_units import cover, write_answer
 from .demo import data_uri, template
 from .drawing import draw_evidence, draw_faces, is_active
 from .face_alignment import Face
@@ -99,30 +99,25 @@ def _looked(face: Face, answers: dict) -> str:
 
 def _prompts(pipe, question: Question) -> list[dict]:
     """What the model is asked: whole lists that it was trained on, where they hold the units in question."""
-    task, units = question
-    lists = pipe.processor.questions(task, units)
-    return [{"task": task, "text": pipe.processor.prompt(task, whole)} for whole in lists]
+    asked = pipe.processor.questions(*question)
+    return [{"task": about, "text": pipe.processor.prompt(about, whole)} for about, whole in asked]
 
 
 def _raw_answers(pipe, faces: list[Face], answers: list[dict], question: Question) -> list[list[str]]:
     """What the model wrote about each face, for each list that it was asked about, before any calibration."""
-    task, units = question
-    lists, found = pipe.processor.questions(task, units), [[face["action_units"] for face in answers]]
-    if lists != [units] or task in pipe.processor.calibration or pipe.processor.mirror:
-        asked = [(task, whole) for whole in lists]
+    asked, found = pipe.processor.questions(*question), [[face["action_units"] for face in answers]]
+    if asked != [question] or question[0] in pipe.processor.calibration or pipe.processor.mirror:
         found = pipe.forward(faces, questions=asked, batch_size=8, calibrated=False, mirror=False)
     return [
-        [write_answer([face[unit.code]["value"] for unit in whole], task, whole) for face in some]
-        for whole, some in zip(lists, found, strict=True)
+        [write_answer([face[unit.code]["value"] for unit in whole], about, whole) for face in some]
+        for (about, whole), some in zip(asked, found, strict=True)
     ]
 
 
 def _guessed(pipe, asked: list[Question]) -> list[dict]:
     """Units that the model was not trained to tell, by task."""
     lists = pipe.processor.trained_lists
-    strange = [
-        (task, cover(units, [select(codes, task) for codes in lists.get(task, [])])[1]) for task, units in asked
-    ]
+    strange = [(task, cover(task, units, lists)[1]) for task, units in asked]
     return [{"task": task, "units": [unit.code for unit in units]} for task, units in strange if lists and units]
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from au_llava.action_units import PRESETS
+from au_llava.action_units import PRESENT_LEVEL, PRESETS
 from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.datasets_scripts.sources import Source, hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
@@ -50,7 +50,7 @@ RENDERED = ("synthetic", "synthetic_facs")
 OWN = "csv"  # begins the name of a data set that someone brought, `csv:labels` of `labels.csv`
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
-_PRESENT_FROM = {"standard": 2, "paper": 3}  # DISFA's levels
+_PRESENT_FROM = {"standard": PRESENT_LEVEL, "paper": 3}  # DISFA's levels
 # Options of data sets that say which pictures are asked about, as they are by default.
 _WHICH = {"naming": "jaanet", "part": "a", "drop_bad_landmarks": "false"}
 # Data sets, as rows to train on name them, that show people of another one: part B of FEAFA is of DISFA's videos.

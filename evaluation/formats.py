@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from au_llava.action_units import PRESETS, TASKS, ActionUnit, parse_answer
+from au_llava.action_units import PRESENT_LEVEL, PRESETS, TASKS, ActionUnit, parse_answer
 
 from .data import EvaluationSet, spread
 
@@ -36,7 +36,7 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
     own = {task: processor.questions(task, units) for task, units in evaluation_set.units.items()}
     asked = {
         task: own[task]
-        if set(SHARED) <= {unit.code for units in own.get(task, ()) for unit in units}
+        if set(SHARED) <= {unit.code for _, units in own.get(task, ()) for unit in units}
         else processor.questions(task, list(SHARED))
         for task in TASKS
     }
@@ -45,24 +45,26 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
     for batch in batches:
         crops = evaluation_set.pictures(batch)
         recognized = {
-            task: [_recognize(model, processor, crops, task, units) for units in lists]
+            task: [_recognize(model, processor, crops, about, units) for about, units in lists]
             for task, lists in asked.items()
         }
         for task, lists in own.items():
             same = lists == asked[task]  # what is asked for the contradictions has just been answered
-            for place, units in enumerate(lists):
-                found = recognized[task][place] if same else _recognize(model, processor, crops, task, units)
+            for place, (about, units) in enumerate(lists):
+                found = recognized[task][place] if same else _recognize(model, processor, crops, about, units)
                 texts = processor.batch_decode(found.sequences, skip_special_tokens=True)
-                constrained[task] += sum(not valid(text, task, units) for text in texts) / len(lists)
-                texts = _write(model, processor, crops, task, units)
-                invalid[task] += sum(not valid(text, task, units) for text in texts) / len(lists)
+                constrained[task] += sum(not valid(text, about, units) for text in texts) / len(lists)
+                texts = _write(model, processor, crops, about, units)
+                invalid[task] += sum(not valid(text, about, units) for text in texts) / len(lists)
         for task, lists in asked.items():
-            codes = [unit.code for units in lists for unit in units]
+            codes = [unit.code for _, units in lists for unit in units]
             columns = [codes.index(code) for code in SHARED]
-            fitted = [
-                processor.calibrate(found, task, units) for found, units in zip(recognized[task], lists, strict=True)
+            told = [
+                found if about == task else found.presence(PRESENT_LEVEL)
+                for found, (about, _) in zip(recognized[task], lists, strict=True)
             ]
-            for kept, answers in ((values, recognized[task]), (calibrated, fitted)):
+            fitted = [processor.calibrate(found, task, units) for found, (_, units) in zip(told, lists, strict=True)]
+            for kept, answers in ((values, told), (calibrated, fitted)):
                 kept[task].append(torch.cat([found.values.cpu() for found in answers], 1).numpy()[:, columns])
     stacked, fitted = ({task: np.concatenate(parts) for task, parts in own.items()} for own in (values, calibrated))
     return {

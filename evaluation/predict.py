@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.action_units import PRESENT_LEVEL
 
 from .answers import STAMP
 from .data import EvaluationSet
@@ -173,8 +175,12 @@ def _ask(
     progress,
 ) -> pa.Table:
     """Answers about some pictures, each of which is read once for all tasks."""
-    # As users are asked: of some units of a list that the model was trained on, the list.
-    asked = [(task, whole) for task in tasks for whole in processor.questions(task, evaluation_set.units[task])]
+    # As for users: of some units of a list that the model was trained on, the list.
+    wanted = {task: processor.questions(task, evaluation_set.units[task]) for task in tasks}
+    asked: list[tuple] = []
+    for one in chain(*wanted.values()):
+        if one not in asked:
+            asked.append(one)
     grammars = [processor.grammar(task, whole) for task, whole in asked]
     blank = Image.new("RGB", (1, 1))  # the prompt is the same for every picture
     prompts = [processor(images=blank, task=task, action_units=whole)["input_ids"] for task, whole in asked]
@@ -188,13 +194,16 @@ def _ask(
             parts.append(model.recognize(each, None, grammar, encoded=encoded, **how))
         progress.update(len(batch))
     tables = []
-    for task in tasks:
-        own = [(whole, parts) for (about, whole), parts in zip(asked, found, strict=True) if about == task]
-        codes = [unit.code for whole, _ in own for unit in whole]
+    for task, questions in wanted.items():
+        own = [
+            [part if about == task else part.presence(PRESENT_LEVEL) for part in found[asked.index((about, whole))]]
+            for about, whole in questions
+        ]
+        codes = [unit.code for _, whole in questions for unit in whole]
         places = [codes.index(code) for code in evaluation_set.units[task]]
         names = ("values", "probabilities", "expected_values", "distributions")
         answers = (
-            torch.cat([torch.cat([part.__dict__[name] for part in parts]) for _, parts in own], 1)[:, places].cpu()
+            torch.cat([torch.cat([part.__dict__[name] for part in parts]) for parts in own], 1)[:, places].cpu()
             for name in names
         )
         tables.append(answer_table(evaluation_set, task, rows, *answers))

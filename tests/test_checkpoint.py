@@ -92,7 +92,7 @@ def test_what_was_asked_is_known_afterwards(text_first):
     }  # fmt: skip
     text_first.trained_lists = lists
     for code, place in (("AU12", 1), ("FEAFA3", 0)):
-        (asked,) = text_first.questions("intensity", code)
+        ((_, asked),) = text_first.questions("intensity", code)
         assert [unit.code for unit in asked] == lists["intensity"][place]
 
 

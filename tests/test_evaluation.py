@@ -551,6 +551,23 @@ def test_tasks_that_a_model_was_not_trained_for_are_left_out(folder, disfa_crops
         evaluate("--model", tmp_path / "model", "--dataset", "synthetic_facs", "--output", tmp_path / "none")
 
 
+def test_a_model_that_was_trained_on_levels_alone_is_scored_on_presence_too(folder, disfa_crops, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    processor.trained_lists, processor.calibration = {"intensity_level": [list(PRESETS["disfa"])]}, {}
+    processor.save_pretrained(tmp_path / "model")
+    data = ("--model", tmp_path / "model", "--dataset", "disfa", "--data_dir", disfa_crops, "--fold", 1)
+    evaluate(*data, "--output", tmp_path / "out")
+    tasks = read_answers(tmp_path / "out")
+    assert set(tasks) == {"detection", "intensity_level"}
+    places = [PRESETS["disfa"].index(code) for code in PRESETS["disfa8"]]
+    present = tasks["intensity_level"].distributions[:, places, 2:].sum(-1)
+    np.testing.assert_allclose(tasks["detection"].expected_values, present, atol=1e-5)
+    np.testing.assert_array_equal(tasks["detection"].values, tasks["detection"].expected_values > 0.5)
+    with pytest.raises(ValueError, match="answer intensity_level alone; name tasks of synthetic_facs with --tasks"):
+        evaluate("--model", tmp_path / "model", "--dataset", "synthetic_facs", "--output", tmp_path / "none")
+
+
 def test_reports_tell_whose_pictures_were_asked_for(folder, disfa_crops, tmp_path):
     data = ("--model", folder, "--dataset", "disfa", "--data_dir", f"{disfa_crops}?naming=megraphau", "--fold", 1)
     evaluate(*data, "--tasks", "detection", "--output", tmp_path / "out")

@@ -23,7 +23,7 @@ config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-[asked] = processor.questions("intensity", "AU6,AU12")  # the whole list that it was trained on, if it was
+[(_, asked)] = processor.questions("intensity", "AU6,AU12")  # the whole list that it was trained on, if it was
 grammar = processor.grammar("intensity", asked)
 inputs = processor(images=crop, task="intensity", action_units=asked)
 with torch.no_grad():

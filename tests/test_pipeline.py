@@ -111,7 +111,8 @@ def test_a_part_of_a_trained_list_is_answered_from_the_whole_list(model, process
     pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
     whole, part = (pipe(crops[0], action_units=units)[0]["action_units"] for units in ("bp4d", some))
     assert list(part) == ["AU12", "AU6"] and all(part[code] == whole[code] for code in part)
-    assert [len(*own.questions("detection", code)) for code in ("AU12", "AU9")] == [12, 1]
+    asked = [own.questions("detection", code) for code in ("AU12", "AU9")]
+    assert [[(task, len(units)) for task, units in one] for one in asked] == [[("detection", 12)], [("detection", 1)]]
 
 
 def test_units_of_several_lists_are_answered_from_each(model, processor, crops):
@@ -159,8 +160,48 @@ def test_of_tasks_trained_on_any_selection_just_the_units_are_asked_about(proces
     own, said = copy.deepcopy(processor), []
     own.trained_lists, own.free_tasks = {"detection": [["AU9"], ["AU6", "AU12"]]}, ["detection"]
     monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
-    assert [[unit.code for unit in units] for units in own.questions("detection", "AU12,AU9")] == [["AU12", "AU9"]]
-    assert not said and len(*own.questions("detection", "AU12,AU20")) == 2 and "for AU20" in said[0]
+
+    def asked(units: str) -> list:
+        return [(task, [unit.code for unit in some]) for task, some in own.questions("detection", units)]
+
+    assert asked("AU12,AU9") == [("detection", ["AU12", "AU9"])] and not said
+    assert (
+        asked("AU12,AU20,AU9") == [("detection", ["AU12", "AU9"]), ("detection", ["AU20"])] and "for AU20" in said[0]
+    )
+    own.trained_lists["intensity_level"] = [["AU9", "AU20", "AU25"]]
+    assert asked("AU25,AU12,AU20")[1] == ("intensity_level", ["AU9", "AU20", "AU25"]) and len(said) == 1
+    own.free_tasks = ["intensity_level"]
+    assert asked("AU25,AU12,AU20") == [("detection", ["AU6", "AU12"]), ("intensity_level", ["AU25", "AU20"])]
+
+
+def test_levels_tell_of_presence_where_nothing_else_does(model, processor, crops, monkeypatch):
+    own, said, asked = copy.deepcopy(processor), [], []
+    own.trained_lists = {"detection": [["AU6", "AU12"]], "intensity_level": [["AU12", "AU20", "AU25"]]}
+    monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
+    ((task, whole),) = own.questions("detection", "AU25")
+    assert (task, [unit.code for unit in whole]) == ("intensity_level", ["AU12", "AU20", "AU25"])
+    inputs = own(images=crops, task=task, action_units=whole)
+    levels = model.recognize(**inputs, grammar=own.grammar(task, whole))
+    present = levels.distributions[:, 2, 2:].sum(-1).tolist()
+    middle = sum(sorted(present)[1:3]) / 2
+    own.calibration = {"detection": {"thresholds": {"AU25": middle}}, "intensity_level": {"decision": "mean"}}
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    found = [face["action_units"] for (face,) in pipe(crops, action_units="AU25,AU12", return_evidence=True)]
+    (alone,) = pipe(crops[0], action_units="AU12")
+    assert found[0]["AU12"]["value"] == alone["action_units"]["AU12"]["value"] and not said
+    for face, share in zip(found, present, strict=True):
+        unit = face["AU25"]
+        assert unit["expected_value"] == pytest.approx(share, abs=1e-5) and unit["threshold"] == round(middle, 6)
+        assert unit["value"] == (share >= middle) and np.sum(unit["evidence"]) in (0, pytest.approx(1, abs=1e-4))
+        assert unit["probability"] == pytest.approx(share if unit["value"] else 1 - share, abs=1e-5)
+    (mean,) = pipe(crops[0], action_units="AU25", decision="mean")
+    assert mean["action_units"]["AU25"]["value"] == found[0]["AU25"]["expected_value"]
+    # Asked about levels, too, the model answers once.
+    recognize = model.recognize
+    monkeypatch.setattr(model, "recognize", lambda *args, **how: asked.append(how) or recognize(*args, **how))
+    faces = pipe.preprocess(crops[0], "none")
+    both = pipe.forward(faces, questions=[("detection", whole[2:]), (task, whole)], batch_size=1)
+    assert len(asked) == 1 and both[0][0]["AU25"]["value"] in (0, 1) and len(both[1][0]) == 3
 
 
 def test_no_face_is_an_empty_list_and_a_warning_that_names_the_picture(pipe, tmp_path, caplog):

@@ -23,7 +23,7 @@ from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
-from evaluation.answers import read_answers, read_origin
+from evaluation.answers import read_answers, read_origin, stamp_of
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
 from evaluation.data import (
@@ -138,7 +138,11 @@ def answered(model: str, about: EvaluationSet) -> list[str]:
     """
     settings, _ = AuLlavaProcessor.get_processor_dict(of_fold(model, min(about.folds)))
     lists = settings.get("trained_lists") or about.labels
-    strange = [task for task in about.labels if task not in lists and cover(task, select(about.units[task]), lists)[1]]
+    # Levels tell of presence, but of that which the paper's protocol means for DISFA.
+    told_by = lists if about.protocol == "standard" else {}
+    strange = [
+        task for task in about.labels if task not in lists and cover(task, select(about.units[task]), told_by)[1]
+    ]
     known = [task for task in about.labels if task not in strange]
     told = f"{model} was trained to answer {', '.join(lists)} alone"
     if not known:
@@ -186,12 +190,14 @@ def own_people_apart(args: argparse.Namespace, folder: str, known: list[str]) ->
 def stored_calibration(folder: str) -> dict[int, dict]:
     """What predictions were calibrated by: by test fold, as their `results.json` has it.
 
-    Where that is not there, as beside a baseline's predictions, it is fitted on those about the validation people.
+    Where that is not there or is of other predictions, as beside a baseline's, it is fitted on those about the
+    validation people.
     """
     results, validation = Path(folder, "results.json"), Path(folder, "validation")
     fitted: dict[int, dict] = {}
-    if results.is_file():
-        for task, result in json.loads(results.read_text())["tasks"].items():
+    found = json.loads(results.read_text()) if results.is_file() else {}
+    if found.get("predictions") == stamp_of(folder):
+        for task, result in found["tasks"].items():
             for fold, own in result["calibration"]["fitted"].items():
                 fitted.setdefault(int(fold), {})[task] = own
     elif validation.is_dir() and read_origin(validation)["model"] == read_origin(folder)["model"]:
@@ -236,7 +242,9 @@ def main() -> None:
     beside = {
         Path(folder).name: (read_answers(folder, args.decision), stored_calibration(folder)) for folder in args.beside
     }
-    settings = vars(args) | {"models": sorted({name for name, _ in read_origin(stored)["model"].values()})}
+    origin = read_origin(stored)
+    settings = vars(args) | {"models": sorted({name for name, _ in origin["model"].values()})}
+    settings["by_levels"] = origin.get("by_levels", [])
     origins = [read_origin(folder) for folder in args.beside]
     commands = [origin["command"] for origin in origins if "command" in origin]  # of baselines
     commands.append(shlex.join(["python", *sys.argv]))
@@ -247,6 +255,7 @@ def main() -> None:
     if args.robustness:
         applied = {task: result["calibration"]["fitted"] for task, result in results["tasks"].items()}
         results["robustness"] = curves(read_answers(harmed, args.decision), applied)
+    results["predictions"] = stamp_of(stored)
     write_json(results, args.output, "results.json")
     report = write_report(results, answers, args.output, evaluation_set)
     if args.update_card:

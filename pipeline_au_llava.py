@@ -13,7 +13,7 @@ import torch
 from transformers import Pipeline
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .action_units import PRESENT_LEVEL, ActionUnit, select
+from .action_units import ActionUnit, select
 from .evidence_au_llava import on_crop
 from .face_alignment import Face, find_faces, open_image
 from .processing_au_llava import AuLlavaProcessor
@@ -215,7 +215,7 @@ class FacialActionUnitPipeline(Pipeline):
         self, recognition: Recognition, about: str, task: str, units: list[ActionUnit], calibrated: bool
     ) -> list[dict[str, dict]]:
         """For each face what the answers to one task, `about`, say of another, with evidence where there is some."""
-        told = recognition if about == task else recognition.presence(PRESENT_LEVEL)
+        told = self.processor.told(recognition, about, task, units, calibrated)
         named = self.processor.read(told, task, units, calibrated)
         if recognition.evidence is not None:
             maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)

@@ -1,25 +1,19 @@
 """AuLlavaProcessor: an image and a task become tensors, and answers become named numbers again."""
 
-from dataclasses import replace
-from math import isnan
 from os.path import dirname
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.utils import logging
 
-from .action_units import ActionUnit, cover, describe, get_task, other_sides, select
+from .action_units import ActionUnit, describe, get_task, other_sides, select
+from .answers_au_llava import AnswersMixin
 from .face_alignment import CROP_SIZE, open_image
 from .grammar_au_llava import AnswerGrammar
-from .recognition_au_llava import Recognition
 from .templates_au_llava import CHAT_TEMPLATES, write_decision_files
 
 
-logger = logging.get_logger(__name__)
-
-
-class AuLlavaProcessor(LlavaProcessor):
+class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
     """Turns face crops and a task into model inputs, and a [`Recognition`] into named values.
 
     Args:
@@ -172,29 +166,6 @@ class AuLlavaProcessor(LlavaProcessor):
         content = [{"type": "image"}, {"type": "text", "text": describe(task, action_units)}]
         return [{"role": "user", "content": content}]
 
-    def questions(self, task: str, action_units=None) -> list[tuple[str, list[ActionUnit]]]:
-        """What to ask in order to learn what a task wants to know of some Action Units.
-
-        A model that was trained on whole lists knows the units by their places in them, and answers badly about all
-        units of another list. So whole lists are asked about, and of their answers the rest is left out. Of a unit
-        that the model was trained to rate alone, levels tell whether it is present; see [`Recognition.presence`].
-
-        Returns:
-            `list[tuple[str, list[ActionUnit]]]`: Tasks and trained lists, each time the one that holds most of the
-            units that are left; and, with a warning, the task and the units of which nothing tells it. Where the model
-            was trained on any selection, just the units; and where its training is not known.
-        """
-        units = select(action_units, task)
-        asked, strange = cover(task, units, self.trained_lists, self.free_tasks)
-        if strange and self.trained_lists:
-            lists = self.trained_lists.get(task, [])
-            known = "; ".join(map(", ".join, lists)) or f"{', '.join(self.trained_lists)} alone"
-            logger.warning_once(  # type: ignore[attr-defined]
-                f"The model was not trained to answer {task} for {', '.join(unit.code for unit in strange)}, and will "
-                f"guess. It was trained on {known}."
-            )
-        return [*asked, (task, strange)] if strange else asked
-
     def grammar(self, task: str, action_units=None) -> AnswerGrammar:
         """The answers that a task allows, as this tokenizer writes them.
 
@@ -235,53 +206,6 @@ class AuLlavaProcessor(LlavaProcessor):
             value_tokens=torch.tensor(value_tokens), values=torch.tensor(chosen.values), count=len(units),
             neutral=self.tokenizer.convert_tokens_to_ids("?"), mirrored=other_sides(units),
         )  # fmt: skip
-
-    def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:
-        """Apply what was fitted on a validation split for the task; see [`Recognition.calibrated`]."""
-        if task not in self.calibration:
-            return recognition
-        names = ("values", "probabilities", "expected_values", "distributions")
-        here = {name: recognition.__dict__[name].cpu() for name in names}
-        codes = [unit.code for unit in select(action_units, task)]
-        allowed = torch.tensor(get_task(task).values)
-        return replace(recognition, **here).calibrated(self.calibration[task], codes, allowed)
-
-    def read(
-        self, recognition: Recognition, task: str, action_units=None, calibrated: bool = True
-    ) -> list[dict[str, dict]]:
-        """Name the numbers of a [`Recognition`], after [`calibrate`] unless `calibrated` is `False`.
-
-        Returns:
-            `list[dict]`: For each image, by Action Unit code: `name`; `value` (0 or 1; 0 to 5; or 0 to 1, by task; a
-            real number in that range where the decision was `"mean"`); `probability` (0 to 1) of that value, or of the
-            nearest one allowed; `expected_value`, the mean over the task's values, which for `detection` is the
-            probability that the unit is present; for `detection` alone the `threshold` (0 to 1) at which it is called
-            so; and for the others, where a calibration tells it, the `interval`, `[low, high]` in the task's range, in
-            which the truth lies nine times in ten. All JSON-serialisable.
-        """
-        chosen, units = get_task(task), select(action_units, task)
-        fitted = self.calibration.get(task, {}) if calibrated and recognition.decision == "mode" else {}
-        if calibrated:
-            recognition = self.calibrate(recognition, task, units)
-        codes = [unit.code for unit in units]
-        limits = dict.fromkeys(codes, 0.5) | fitted.get("thresholds", {})
-        called = len(chosen.values) == 2 and recognition.decision != "mean"
-        intervals = recognition.intervals(fitted, codes, torch.tensor(chosen.values))
-        columns = (recognition.values, recognition.probabilities, recognition.expected_values, intervals)
-        return [
-            {
-                unit.code: {
-                    "name": unit.name,
-                    "value": round(value, 6) if recognition.decision == "mean" else chosen.number(value),
-                    "probability": round(probability, 6),
-                    "expected_value": round(expected, 6),
-                    **({"threshold": round(limits[unit.code], 6)} if called else {}),
-                    **({} if isnan(ends[0]) else {"interval": [chosen.number(end) for end in ends]}),
-                }
-                for unit, value, probability, expected, ends in zip(units, *rows, strict=True)
-            }
-            for rows in zip(*(column.tolist() for column in columns), strict=True)
-        ]
 
 
 def _opened(images, scale: bool):

@@ -75,16 +75,17 @@ class Recognition:
         probabilities = self.distributions.gather(-1, _nearest(values, allowed)[..., None]).squeeze(-1)
         return replace(self, values=values, probabilities=probabilities, decision=decision)
 
-    def presence(self, least: int) -> "Recognition":
+    def presence(self, least: int, temperatures: list[float]) -> "Recognition":
         """Of answers about levels, whether each unit is present.
 
         Args:
             least (`int`): The lowest level that counts as present; see `PRESENT_LEVEL`.
+            temperatures (`list[float]`): For each unit, what its distribution is raised to the inverse of before.
 
         Returns:
             [`Recognition`] of 0 and 1, decided as before; `sequences` are still the levels that were written.
         """
-        present = self.distributions[..., least:].sum(-1)
+        present = _tempered(self.distributions, temperatures)[..., least:].sum(-1)
         distributions = torch.stack([1 - present, present], -1)
         probabilities, values = distributions.max(-1)
         found = replace(
@@ -100,8 +101,8 @@ class Recognition:
         """Apply what was fitted to a model's answers about people apart from those asked about.
 
         Args:
-            fitted (`dict`): `temperature` (1 if there is none), which distributions are raised to the inverse of, or
-                by name `temperatures`; a name that is not in them has the `temperature`. Then what the `"mode"` is
+            fitted (`dict`): `temperature` (1 if there is none), which distributions are raised to the inverse of; or
+                by name `temperatures`, in place of it (1 for a name that is not in them). Then what the `"mode"` is
                 replaced by: `thresholds` on P(1), 0 to 1, by name; or `lines`, by name `[zero, slope]`, which make of
                 the expected value, as the model gave it, the allowed value nearest to `slope * (expected - zero)`; or
                 a `decision`, see [`decide`]. Where a name has no threshold, it is 0.5; no line, its value stays.
@@ -111,9 +112,11 @@ class Recognition:
         Returns:
             [`Recognition`]; a `"mean"` or `"median"` is taken again from the new distributions.
         """
-        own, usual = fitted.get("temperatures", {}), fitted.get("temperature", 1.0)
-        temperatures = torch.tensor([own.get(name, usual) for name in names], dtype=allowed.dtype)
-        distributions = (self.distributions.clamp(min=FAINT).log() / temperatures[:, None]).softmax(-1)
+        own, usual = (
+            fitted.get("temperatures", {}),
+            1.0 if "temperatures" in fitted else fitted.get("temperature", 1.0),
+        )
+        distributions = _tempered(self.distributions, [own.get(name, usual) for name in names])
         expected, values = distributions @ allowed, self.values
         if "thresholds" in fitted:
             limits = torch.tensor([fitted["thresholds"].get(name, 0.5) for name in names], dtype=expected.dtype)
@@ -192,6 +195,12 @@ class Recognition:
             distributions=distributions,
             evidence=evidence,
         )
+
+
+def _tempered(distributions: torch.Tensor, temperatures: list[float]) -> torch.Tensor:
+    """Distributions `(batch, count, values)` raised to the inverse of each unit's temperature, and scaled to sum 1."""
+    powers = torch.tensor(temperatures, dtype=distributions.dtype, device=distributions.device)
+    return (distributions.clamp(min=FAINT).log() / powers[:, None]).softmax(-1)
 
 
 def _grown(distributions: torch.Tensor, start: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:

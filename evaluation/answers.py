@@ -1,5 +1,6 @@
 """Stored predictions, read back as arrays; everything that is scored starts here."""
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,16 @@ def read_origin(path: str | Path) -> dict:
         FileNotFoundError: There is no such file.
     """
     return {"options": ""} | json.loads(pq.read_schema(_file(path)).metadata[STAMP])
+
+
+def stamp_of(path: str | Path) -> str:
+    """What tells one `predictions.parquet` from another: the beginning of its SHA-256.
+
+    Args:
+        path: The file, or the folder that holds it.
+    """
+    with _file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_answers(path: str | Path, decision: str = "mode") -> dict[str, Answers]:

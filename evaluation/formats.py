@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from au_llava.action_units import PRESENT_LEVEL, PRESETS, TASKS, ActionUnit, parse_answer
+from au_llava.action_units import PRESETS, TASKS, ActionUnit, parse_answer
 
 from .data import EvaluationSet, spread
 
@@ -59,12 +59,13 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         for task, lists in asked.items():
             codes = [unit.code for _, units in lists for unit in units]
             columns = [codes.index(code) for code in SHARED]
-            told = [
-                found if about == task else found.presence(PRESENT_LEVEL)
-                for found, (about, _) in zip(recognized[task], lists, strict=True)
+            pairs = [(found, *asked_of) for found, asked_of in zip(recognized[task], lists, strict=True)]
+            raw = [processor.told(found, about, task, units, calibrated=False) for found, about, units in pairs]
+            fitted = [
+                processor.calibrate(processor.told(found, about, task, units), task, units)
+                for found, about, units in pairs
             ]
-            fitted = [processor.calibrate(found, task, units) for found, (_, units) in zip(told, lists, strict=True)]
-            for kept, answers in ((values, told), (calibrated, fitted)):
+            for kept, answers in ((values, raw), (calibrated, fitted)):
                 kept[task].append(torch.cat([found.values.cpu() for found in answers], 1).numpy()[:, columns])
     stacked, fitted = ({task: np.concatenate(parts) for task, parts in own.items()} for own in (values, calibrated))
     return {

@@ -16,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
-from au_llava.action_units import PRESENT_LEVEL
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, __version__
+from au_llava.action_units import cover, select
 
 from .answers import STAMP
 from .data import EvaluationSet
@@ -114,6 +114,8 @@ def predict(
     settings = {
         "model": {str(fold): [source, fingerprint(source)] for fold, source in sources.items()},
         "data": evaluation_set.fingerprint(),
+        "version": __version__,
+        "by_levels": _by_levels(sources[folds[0]], evaluation_set.units["detection"]) if "detection" in tasks else [],
         "batch_size": batch_size,
         "dtype": dtype,
         "tasks": tasks,
@@ -158,6 +160,14 @@ def _mirrors(source: str, mirror: bool | None) -> bool:
     return AuLlavaProcessor.get_processor_dict(source)[0].get("mirror", False) if mirror is None else mirror
 
 
+def _by_levels(source: str, codes: list[str]) -> list[str]:
+    """The units whose presence a model's levels tell."""
+    lists = AuLlavaProcessor.get_processor_dict(source)[0].get("trained_lists") or {}
+    detected = {"detection": lists.get("detection", [])}
+    left, strange = (cover("detection", select(codes), some)[1] for some in (detected, lists))
+    return [unit.code for unit in left if unit not in strange]
+
+
 def load(source: str, dtype: str = "auto"):
     """Model, ready to answer on this process's device, and processor, from a folder or the Hub."""
     model = AuLlavaForConditionalGeneration.from_pretrained(source, dtype=dtype)
@@ -196,7 +206,7 @@ def _ask(
     tables = []
     for task, questions in wanted.items():
         own = [
-            [part if about == task else part.presence(PRESENT_LEVEL) for part in found[asked.index((about, whole))]]
+            [processor.told(part, about, task, whole, calibrated=False) for part in found[asked.index((about, whole))]]
             for about, whole in questions
         ]
         codes = [unit.code for _, whole in questions for unit in whole]

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from au_llava import __version__
+from au_llava.action_units import PRESENT_LEVEL
 
 from .answers import Answers
 from .calibration import apply_folds, coverage, own_people, reliability
@@ -96,6 +97,8 @@ def _protocol(settings: dict, answers: dict[str, Answers]) -> str:
         words += "; one model for all folds, which is fair only if it was trained on none of these people"
     if folds != {0} and len(folds) < 3:
         words += f"; only fold {', '.join(map(str, sorted(folds)))}"
+    if by_levels := settings.get("by_levels"):
+        words += f"; whether {', '.join(by_levels)} are present is told by their levels, {PRESENT_LEVEL} or more"
     return words
 
 

@@ -551,7 +551,21 @@ def test_tasks_that_a_model_was_not_trained_for_are_left_out(folder, disfa_crops
         evaluate("--model", tmp_path / "model", "--dataset", "synthetic_facs", "--output", tmp_path / "none")
 
 
-def test_a_model_that_was_trained_on_levels_alone_is_scored_on_presence_too(folder, disfa_crops, tmp_path):
+def test_a_calibration_of_other_predictions_is_not_taken(folder, tmp_path):
+    pq.write_table(pq.read_table(next(SAMPLE.glob("test-*.parquet"))).slice(0, 12), tmp_path / "test-00000.parquet")
+    asked = ("--model", folder, "--data_dir", tmp_path, "--tasks", "detection")
+    evaluate(*asked, "--output", tmp_path / "one")
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    absurd = dict.fromkeys(PRESETS["bp4d"], 0.99)
+    results["tasks"]["detection"]["calibration"]["fitted"] = {"0": {"temperature": 1.0, "thresholds": absurd}}
+    (tmp_path / "one" / "results.json").write_text(json.dumps(results))
+    assert evaluate_au.stored_calibration(tmp_path / "one")[0]["detection"]["thresholds"] == absurd
+    rows = pq.read_table(tmp_path / "one" / "predictions.parquet")
+    pq.write_table(rows.slice(0, 5), tmp_path / "one" / "predictions.parquet")
+    assert evaluate_au.stored_calibration(tmp_path / "one") == {}
+
+
+def test_a_model_that_was_trained_on_levels_alone_is_scored_on_presence_too(folder, disfa_crops, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "model")
     processor = AuLlavaProcessor.from_pretrained(folder)
     processor.trained_lists, processor.calibration = {"intensity_level": [list(PRESETS["disfa"])]}, {}
@@ -564,6 +578,10 @@ def test_a_model_that_was_trained_on_levels_alone_is_scored_on_presence_too(fold
     present = tasks["intensity_level"].distributions[:, places, 2:].sum(-1)
     np.testing.assert_allclose(tasks["detection"].expected_values, present, atol=1e-5)
     np.testing.assert_array_equal(tasks["detection"].values, tasks["detection"].expected_values > 0.5)
+    words = json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]
+    assert f"whether {', '.join(PRESETS['disfa8'])} are present is told by their levels, 2 or more" in words
+    evaluate(*data, "--protocol", "paper", "--output", tmp_path / "paper")  # whose presence is another
+    assert "alone; left out: detection." in capsys.readouterr().out
     with pytest.raises(ValueError, match="answer intensity_level alone; name tasks of synthetic_facs with --tasks"):
         evaluate("--model", tmp_path / "model", "--dataset", "synthetic_facs", "--output", tmp_path / "none")
 

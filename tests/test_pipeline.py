@@ -132,7 +132,7 @@ def test_units_outside_the_trained_lists_are_guessed_with_a_warning_and_spoil_no
 ):
     own, said = copy.deepcopy(processor), []
     own.trained_lists = {"detection": [["AU9"], ["AU6", "AU12"]]}
-    monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
+    monkeypatch.setattr("au_llava.answers_au_llava.logger.warning_once", said.append)
     pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
     (face,), (known,) = (pipe(crops[0], action_units=units) for units in ("AU6,AU20", "AU6"))
     assert list(face["action_units"]) == ["AU6", "AU20"]
@@ -159,7 +159,7 @@ def test_a_unit_of_one_s_own_is_not_taken_for_one_of_its_code(model, processor, 
 def test_of_tasks_trained_on_any_selection_just_the_units_are_asked_about(processor, monkeypatch):
     own, said = copy.deepcopy(processor), []
     own.trained_lists, own.free_tasks = {"detection": [["AU9"], ["AU6", "AU12"]]}, ["detection"]
-    monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
+    monkeypatch.setattr("au_llava.answers_au_llava.logger.warning_once", said.append)
 
     def asked(units: str) -> list:
         return [(task, [unit.code for unit in some]) for task, some in own.questions("detection", units)]
@@ -174,10 +174,41 @@ def test_of_tasks_trained_on_any_selection_just_the_units_are_asked_about(proces
     assert asked("AU25,AU12,AU20") == [("detection", ["AU6", "AU12"]), ("intensity_level", ["AU25", "AU20"])]
 
 
+def test_what_was_fitted_to_answers_is_not_applied_to_guesses(model, processor, crops):
+    own = copy.deepcopy(processor)
+    own.trained_lists = {"detection": [["AU6", "AU12"]], "intensity_level": [["AU6", "AU12"]]}
+    own.calibration = {
+        "detection": {"temperature": 3.0, "thresholds": {"AU12": 0.9, "AU20": 0.01}},
+        "intensity_level": {"temperature": 3.0, "mass": 0.8},
+    }
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    ears = ActionUnit("AU12", "Ear Wiggle", "the ears move back", "ears")
+    for units in ("AU20", [ears]):
+        for task in ("detection", "intensity_level"):
+            (found,), (raw,) = (pipe(crops[0], task=task, action_units=units, calibrated=c) for c in (True, False))
+            assert found == raw
+    (known,) = pipe(crops[0], action_units="AU12,AU20")
+    assert [unit["threshold"] for unit in known["action_units"].values()] == [0.9, 0.5]
+    (known,) = pipe(crops[0], task="intensity_level", action_units="AU12,AU20")
+    assert ["interval" in unit for unit in known["action_units"].values()] == [True, False]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 3.0])
+def test_presence_that_levels_tell_is_that_of_the_median_level(model, processor, crops, temperature):
+    own, units = copy.deepcopy(processor), list(PRESETS["disfa"])
+    own.trained_lists = {"intensity_level": [units]}
+    own.calibration = {"intensity_level": {"temperature": temperature, "decision": "median"}}
+    pipe = FacialActionUnitPipeline(model=model, processor=own, task="facial-action-units", detector="none")
+    faces = [face for crop in crops for face in pipe.preprocess(crop, "none")]
+    asked = [(task, own.questions(task, units)[0][1]) for task in ("detection", "intensity_level")]
+    for present, level in zip(*pipe.forward(faces, questions=asked, batch_size=5), strict=True):
+        assert [present[code]["value"] for code in units] == [int(level[code]["value"] >= 2) for code in units]
+
+
 def test_levels_tell_of_presence_where_nothing_else_does(model, processor, crops, monkeypatch):
     own, said, asked = copy.deepcopy(processor), [], []
     own.trained_lists = {"detection": [["AU6", "AU12"]], "intensity_level": [["AU12", "AU20", "AU25"]]}
-    monkeypatch.setattr("au_llava.processing_au_llava.logger.warning_once", said.append)
+    monkeypatch.setattr("au_llava.answers_au_llava.logger.warning_once", said.append)
     ((task, whole),) = own.questions("detection", "AU25")
     assert (task, [unit.code for unit in whole]) == ("intensity_level", ["AU12", "AU20", "AU25"])
     inputs = own(images=crops, task=task, action_units=whole)

@@ -214,6 +214,6 @@ class AnswerTrainer(AuLlavaTrainer):
 
         # What SFTTrainer logs beside the loss
         right = (logits.argmax(-1) == labels).sum()
-        right, seen = self.accelerator.gather_for_metrics(torch.stack([right, learnt.sum()])).view(-1, 2).sum(0)
+        right, seen = self.accelerator.gather(torch.stack([right, learnt.sum()])).view(-1, 2).sum(0)
         self._metrics["train" if self.model.training else "eval"]["mean_token_accuracy"].append((right / seen).item())
         return (loss, outputs) if return_outputs else loss

@@ -141,7 +141,8 @@ def main() -> None:
     base = arguments.model or f"{output_dir}-base"
     if not arguments.model:
         stored = "float32" if arguments.dtype == "auto" else arguments.dtype
-        with training.main_process_first(desc="model"), full_disk_told(base):
+        # On a disk that all machines share one process alone may write.
+        with training.main_process_first(local=False, desc="model"), full_disk_told(base):
             layout = arguments.prompt_layout
             assemble(base, arguments.vision, arguments.language, arguments.gguf_file, layout, stored)
     if Path(base).is_dir():
@@ -169,7 +170,7 @@ def main() -> None:
     asked = lists_in(train)
     processor.trained_lists |= asked
     processor.free_tasks = [task for task in processor.free_tasks if task not in asked]
-    if arguments.shuffle or arguments.subset:  # then it learns to answer about any selection
+    if arguments.subset:  # then it learns to answer about any selection
         processor.free_tasks += asked
     made, expected = (processor.image_tokens, processor.image_token_id), model.config
     if made != (expected.image_seq_length, expected.image_token_id):
@@ -208,6 +209,7 @@ def main() -> None:
         processing_class=processor,
         peft_config=arguments.lora_config(),
         data_collator=collator,
+        people=people,
     )
     for weight in trainer.model.parameters():
         if weight.requires_grad and (training.bf16 or training.fp16):
@@ -241,6 +243,7 @@ def main() -> None:
         merged = size * model.num_parameters() if arguments.merge and arguments.lora else 0
         check_space(training, steps, trained if arguments.lora else whole, trained, merged)
         Path(output_dir, MADE_WITH).write_text(json.dumps(made_with))
+    trainer.note_people(output_dir)
     with full_disk_told(output_dir):
         trainer.train(resume_from_checkpoint=resumed)
         trainer.save_model()
@@ -249,8 +252,6 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
     trainer.create_model_card()
-    for file, names in people.items():
-        Path(output_dir, file).write_text(json.dumps(names, indent=1))
     if arguments.lora:
         add_code(trainer.core(), output_dir)
     print(f"\nSaved {'an adapter' if arguments.lora else 'a model'} to {output_dir}.")

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from sklearn.metrics import f1_score
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
@@ -36,6 +37,7 @@ class AuLlavaTrainer(SFTTrainer):
 
     Args:
         card (`str`, *optional*): The model card, written wherever the trainer writes one.
+        people (`dict`, *optional*): By file name, whom the weights know, and whom not: written beside all of them.
         kwargs: As for `SFTTrainer`.
 
     Raises:
@@ -46,9 +48,9 @@ class AuLlavaTrainer(SFTTrainer):
     processing_class: AuLlavaProcessor
     data_collator: QuestionCollator
 
-    def __init__(self, *args, card: str | None = None, **kwargs):
+    def __init__(self, *args, card: str | None = None, people: dict[str, dict] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.card = card
+        self.card, self.people = card, people or {}
         self.args.logging_nan_inf_filter = False  # it would hide what `training_step` looks for
         self.add_callback(_SetEpoch(self))
         if self.args.dataloader_persistent_workers:
@@ -108,8 +110,29 @@ class AuLlavaTrainer(SFTTrainer):
         else:
             restore(self.model, str(self.state.best_model_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        schedule = self.lr_scheduler
+        if checkpoint is None or not isinstance(schedule, LambdaLR):  # DeepSpeed has one of its own
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        given = schedule.base_lrs
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # States bring their learning rate along, and its place in the old schedule; those of the arguments count.
+        schedule.base_lrs = given
+        groups = schedule.optimizer.param_groups
+        for group, rate, share in zip(groups, given, schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * share(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]
+
+    def note_people(self, folder: str) -> None:
+        """Write beside weights whom they know; without it `evaluate_au.py` would test them on anyone."""
+        if self.is_world_process_zero():
+            for file, names in self.people.items():
+                Path(folder, file).write_text(json.dumps(names, indent=1))
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        self.note_people(output_dir)
         # The main process now writes trainer_state.json, which tells a whole checkpoint from a part of one.
         self.accelerator.wait_for_everyone()
 
@@ -148,19 +171,28 @@ class AuLlavaTrainer(SFTTrainer):
         groups: dict[tuple, list[int]] = defaultdict(list)
         for number, (task, codes) in enumerate(zip(rows["task"], rows["action_units"], strict=True)):
             groups[task, tuple(codes)].append(number)
-        model, found = self.core(), []
+        model, processor, every, found = self.core(), self.processing_class, list(rows["labels"]), []
         training = model.training
         model.eval()
         for (task, codes), numbers in groups.items():
-            grammar = self.processing_class.grammar(task, list(codes))
-            mine = numbers[self.args.process_index :: self.args.world_size]
-            for start in range(0, len(mine), self.args.eval_batch_size):
-                batch = rows[mine[start : start + self.args.eval_batch_size]]
-                crops = [images[0] for images in batch["images"]]
-                inputs = self.processing_class(images=crops, task=task, action_units=list(codes))
-                with self.accelerator.autocast():
-                    values = model.recognize(**inputs, grammar=grammar).values
-                found.append((task, codes, np.array(batch["labels"], float), values.float().cpu().numpy()))
+            labels = np.array([every[number] for number in numbers], float)
+            known = [code for code, column in zip(codes, labels.T, strict=True) if not np.isnan(column).all()]
+            asked = processor.questions(task, known) if known else []
+            units = [unit.code for _, whole in asked for unit in whole]
+            mine = slice(self.args.process_index, None, self.args.world_size)
+            for start in range(0, len(numbers[mine]), self.args.eval_batch_size):
+                batch = slice(start, start + self.args.eval_batch_size)
+                crops, told = [images[0] for images in rows[numbers[mine][batch]]["images"]], []
+                for about, whole in asked:
+                    inputs = processor(images=crops, task=about, action_units=whole)
+                    grammar = processor.grammar(about, whole)
+                    with self.accelerator.autocast():
+                        answer = model.recognize(**inputs, grammar=grammar, mirror=processor.mirror)
+                    told.append(processor.told(answer, about, task, whole, calibrated=False).values.float().cpu())
+                values = np.full((len(crops), len(codes)), np.nan)
+                for code in known:
+                    values[:, codes.index(code)] = torch.cat(told, 1)[:, units.index(code)]
+                found.append((task, codes, labels[mine][batch], values))
         model.train(training)
         joined: dict[tuple, list] = defaultdict(list)
         for task, codes, labels, values in gather_object(found):

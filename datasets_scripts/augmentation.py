@@ -83,14 +83,15 @@ class Augmentation:
         """Change one sample.
 
         Args:
-            image (`PIL.Image.Image`): An aligned crop, RGB.
+            image (`PIL.Image.Image`): An aligned crop.
             labels (`Mapping[str | ActionUnit, float]`): Values by Action Unit or its code.
             generator (`np.random.Generator`): The only source of chance: the same state gives the same picture.
 
         Returns:
-            The new picture, of the same size, and the labels that belong to it, in the same order where it can be.
+            The new picture, RGB and of the same size, and the labels that belong to it, in the same order where it can
+            be.
         """
-        labels = dict(labels)
+        image, labels = image.convert("RGB"), dict(labels)
         if generator.random() < self.flip and _known(mirrored := mirror_labels(labels)) == _known(labels):
             image, labels = ImageOps.mirror(image), mirrored
         image = self._move(image, generator)

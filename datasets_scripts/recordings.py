@@ -6,6 +6,7 @@ list of problems; [`settle`] raises them all at once, or lets the caller leave t
 
 import csv
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,14 +172,19 @@ def read_frame(cell: str) -> int:
 
 
 def settle(problems: list[str], skip_bad_labels: bool) -> None:
-    """Raise what the readers complained about, unless the caller chose to leave damaged frames out.
+    """Raise what the readers complained about; or tell it, if the caller chose to leave damaged frames out.
 
     Raises:
         ValueError: There are problems. The first 20 are listed.
     """
-    if problems and not skip_bad_labels:
-        more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(
-            f"{len(problems)} problem(s) in the labels; mend the files, or leave the frames out with "
-            "skip_bad_labels=True (--skip_bad_labels):\n" + "\n".join(problems[:20]) + more
-        )
+    if not problems:
+        return
+    if skip_bad_labels:
+        told = "\n".join(problems)
+        print(f"{len(problems)} problem(s) in the labels, whose frames are left out:\n{told}", file=sys.stderr)
+        return
+    more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
+    raise ValueError(
+        f"{len(problems)} problem(s) in the labels; mend the files, or leave the frames out with "
+        "skip_bad_labels=True (--skip_bad_labels):\n" + "\n".join(problems[:20]) + more
+    )

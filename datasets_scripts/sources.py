@@ -93,9 +93,10 @@ def _build(name: str, place: str, split: str, options: dict) -> Dataset:
     splits = {kind: info.num_examples for kind, info in builder.info.splits.items()}
     if not splits.get(split):
         found = ", ".join(f"{kind} ({count} rows)" for kind, count in splits.items())
-        raise ValueError(
-            f"{name}:{place} has no rows in the split {split!r}; it has: {found}. Name another: split=..."
-        )
+        remedy = "Name another: split=..."
+        if split == "validation" and name != "synthetic":  # not the test people, by whom nothing may be chosen
+            remedy = "Leave eval_data out, and keep some of the training people for validation with held_out."
+        raise ValueError(f"{name}:{place} has no rows in the split {split!r}; it has: {found}. {remedy}")
     return builder.as_dataset(split)
 
 

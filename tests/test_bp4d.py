@@ -149,7 +149,7 @@ def test_two_pictures_of_one_frame_are_not_chosen_from(tree):
     assert recording.numbers == (9, 11) and recording.left_out == ((10, "two pictures: 0010.jpg, 010.jpg"),)
 
 
-def test_all_damaged_labels_are_raised_at_once_or_left_out_on_purpose(tree):
+def test_all_damaged_labels_are_raised_at_once_or_left_out_on_purpose(tree, capsys):
     first = write_occurrence(tree, "F001_T2", {1: {1: 3}, 2: {}})
     second = write_occurrence(tree, "F099_T1", {1: {}})
     with pytest.raises(ValueError) as error:
@@ -158,6 +158,8 @@ def test_all_damaged_labels_are_raised_at_once_or_left_out_on_purpose(tree):
     assert "2 problem(s)" in str(error.value) and "skip_bad_labels" in str(error.value)
     left = {recording.sequence: recording for recording in find_recordings(tree, skip_bad_labels=True)}
     assert "F099_T1" not in left and len(left) == 5
+    told = capsys.readouterr().err
+    assert "2 problem(s) in the labels, whose frames are left out" in told and f"{first}:2: '3' is none of" in told
 
 
 def test_wrong_folders_and_tasks_are_refused(tree, tmp_path):

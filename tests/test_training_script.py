@@ -226,6 +226,45 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
     torch.testing.assert_close(load_file(next(folder.glob("*model.safetensors"))), weights, atol=1e-5, rtol=0)
 
 
+def test_a_resumed_run_takes_the_learning_rate_that_it_is_given(run):
+    plain = ("--eval_strategy", "no", "--lr_scheduler_type", "linear", "--warmup_steps", 0)
+    run("--max_steps", 2, "--learning_rate", 1e-2, *plain)
+    folder = run("--max_steps", 4, "--learning_rate", 1e-4, *plain)
+    history = json.loads(Path(last_checkpoint(folder), "trainer_state.json").read_text())["log_history"]
+    rates = {entry["step"]: float(entry["learning_rate"]) for entry in history if "learning_rate" in entry}
+    # Linear: what a run of so many steps has at each step.
+    assert rates == pytest.approx({1: 1e-2, 2: 5e-3, 3: 5e-5, 4: 2.5e-5}, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [5, 7])
+def test_a_last_batch_of_any_size_is_learnt_with_weights(run, recipe, rows):
+    draw_rows(rows).to_parquet(recipe.parent / "data" / "train-00000.parquet")
+    more = ("--held_out", 0, "--eval_strategy", "no", "--num_train_epochs", 1)
+    folder = run(
+        "--format_weight", 0.5, "--per_device_train_batch_size", 4, "--logging_steps", 1, *more, "--save_steps", 1
+    )
+    assert list(losses(folder)) == [1, 2]
+
+
+def test_validation_asks_as_users_ask(run, monkeypatch):
+    asked = []
+    recognize = AuLlavaForConditionalGeneration.recognize
+
+    def noted(self, *args, **how):
+        asked.append((how["grammar"].count, how["mirror"]))
+        return recognize(self, *args, **how)
+
+    monkeypatch.setattr(AuLlavaForConditionalGeneration, "recognize", noted)
+    run("--max_steps", 2)
+    assert set(asked) == {(2, False)}  # AU6 is unknown everywhere, and so in no list
+
+
+def test_a_grey_picture_is_augmented_as_any_other(run, recipe):
+    grey = draw_rows().map(lambda row: {"images": [row["images"][0].convert("L")]})
+    grey.to_parquet(recipe.parent / "data" / "train-00000.parquet")
+    assert len(losses(run("--max_steps", 2, "--augment", "true"))) == 2
+
+
 def test_the_best_checkpoint_of_a_full_training_comes_back_whole(run):
     """The answers of tiny weights score alike, so the first checkpoint is the best, and more steps follow it."""
     best = ("--load_best_model_at_end", "--metric_for_best_model", "score", "--learning_rate", 1e-4, "--max_steps", 8)
@@ -394,6 +433,12 @@ def test_rows_come_from_the_split_that_is_asked_for(tmp_path):
         ValueError, match=r"no rows in the split 'validation'; it has: test \(300 rows\). Name another"
     ):
         synthetic.rows("validation")
+    for name in "ab":
+        Image.new("RGB", (224, 224)).save(tmp_path / f"{name}.png")
+    (tmp_path / "own.csv").write_text("image,subject,AU12\na.png,anna,1\nb.png,ben,0\n")
+    own = Source(f"csv:{tmp_path / 'own.csv'}?crops_dir={tmp_path / 'crops'}&detector=none")
+    with pytest.raises(ValueError, match="Leave eval_data out, and keep some of the training people .* with held_out"):
+        own.rows("validation")
 
 
 def test_a_processor_of_another_model_is_refused(run, tmp_path, tiny, processor):
@@ -409,11 +454,11 @@ def test_who_was_held_out_is_in_no_source_and_remembered(run, tmp_path):
     [person] = draw_people([draw_rows()], 0.2)["drawn"]
     (tmp_path / "more").mkdir()
     draw_rows(4, subject=person).to_parquet(tmp_path / "more" / "train-0.parquet")
-    few = ("--max_steps", 1, "--eval_strategy", "no", "--merge")
+    few = ("--max_steps", 1, "--eval_strategy", "no", "--merge", "--save_steps", 1)
     folder = run("--train_data", tmp_path / "data", tmp_path / "more", "--held_out", 0.2, *few)
     card = (folder / "README.md").read_text()
     assert "| drawn | detection | train | 10 |" in card and "| drawn | detection | validation | 6 |" in card
-    for place in (folder, tmp_path / "run-merged"):
+    for place in (folder, tmp_path / "run-merged", folder / "checkpoint-1"):
         assert json.loads((place / "held_out.json").read_text()) == {"drawn": [person]}
         learnt = json.loads((place / "trained_on.json").read_text())["drawn"]
         assert person not in learnt and {person, *learnt} == set(draw_rows()["subject"])

@@ -24,10 +24,15 @@ from huggingface_hub.utils import RepositoryNotFoundError, filter_repo_objects
 from au_llava.action_units import TASKS, get_task, select
 
 
-# What training leaves in its folder, and no visitor needs; pickles may hold code, and people have names.
+# What training and evaluation leave in folders, and no visitor needs; pickles may hold code, and people have names and
+# faces. A pattern's star stands for folders, too.
 LEFT_OUT = [
-    "held_out.json",
-    "trained_on.json",
+    "*held_out.json",
+    "*trained_on.json",
+    "*predictions.parquet",
+    "*parts-*/*",
+    "*report.html",
+    "*results.json",
     ".*",
     "*/.*",
     "checkpoint-*",
@@ -88,17 +93,20 @@ def publish(
     Raises:
         FileNotFoundError: There is no such folder, or a file of it is missing.
         ValueError: The folder does not load or does not answer, the card is not valid, the repository is public and
-            `public` is not given, the tag is another version's, or the card names a data set whose agreement keeps
-            weights private, and `public_licence` is not given.
+            `public` is not given, the tag is another version's, or the card, or what training noted beside the
+            weights, names a data set whose agreement keeps them private, and `public_licence` is not given.
         RuntimeError: With `verify`, the Hub's copy answers differently.
         HfHubHTTPError: The Hub refuses.
     """
-    from au_llava.adapters import check_push, trained_on  # takes seconds: it brings PEFT, which uploading needs not
+    # Takes seconds: it brings PEFT, which uploading needs not.
+    from au_llava.adapters import PEOPLE, check_push, trained_on
 
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder, "model")
         copy_files(Path(model), results, stage)
-        check_push(trained_on([], str(stage)), public, public_licence, base=None)
+        notes = [Path(model, file) for file in PEOPLE if Path(model, file).is_file()]
+        noted = [name for note in notes for name in json.loads(note.read_text())]
+        check_push(trained_on(noted, str(stage)), public, public_licence, base=None)
         card, terms = stage / "README.md", f"Published under: {public_licence}."
         if public and public_licence and terms not in card.read_text(encoding="utf-8"):  # train_sft.py writes it, too
             with card.open("a", encoding="utf-8") as file:

@@ -182,10 +182,18 @@ def test_the_folder_is_checked_before_anything_is_sent(tmp_path, folder):
     (folder / "docs" / ".hidden").write_text("a secret")
     (folder / "checkpoint-7").mkdir()
     (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"pickle")
-    copy_files(folder, None, tmp_path / "d")
-    people = {"held_out.json", "trained_on.json"}
+    # People's names, faces and answers, wherever in the folder they were written.
+    people = {
+        "held_out.json",
+        "scores/predictions.parquet",
+        "scores/validation/predictions.parquet",
+        "scores/report.html",
+    }
+    people |= {"trained_on.json", "adapter/trained_on.json", "scores/parts-12ab/000001.parquet", "scores/results.json"}
     for name in people:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text('{"mine": ["Anna"]}')
+    copy_files(folder, None, tmp_path / "d")
     left_out = {"training_args.bin", "docs/.hidden", "checkpoint-7/optimizer.pt", *people}
     assert set(contents(tmp_path / "d")) == set(contents(folder)) - left_out
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
@@ -215,6 +223,10 @@ def test_weights_of_restricted_data_stay_private_without_a_licence(tmp_path, fol
     push_to_hub.publish(folder, "me/au", public=True, public_licence="consent of 1 May 2026")
     push_to_hub.publish(folder, "me/au", public=True, public_licence="consent of 2 May 2026")
     assert cards[2] == cards[1] and "Published under: consent of 2 May 2026." in cards[3]
+    (folder / "README.md").write_text(CARD)  # one that someone wrote, and who was trained on is still known
+    (folder / "trained_on.json").write_text('{"disfa": ["SN001"]}')
+    with pytest.raises(ValueError, match=r"trained on DISFA .* --public_licence"):
+        push_to_hub.publish(folder, "me/au", public=True)
 
 
 def test_a_checkout_publishes_what_git_tracks(tmp_path):

@@ -54,8 +54,8 @@ def is_video(name: str) -> bool:
 
 
 def is_camera(name: str) -> bool:
-    """Whether a name is a camera's number; a file or folder of that name comes first."""
-    return name.isdecimal() and not Path(name).exists()
+    """Whether a name is a camera's number, 0 to 99; a file or folder of that name comes first."""
+    return name in map(str, range(100)) and not Path(name).exists()
 
 
 def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:

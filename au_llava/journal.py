@@ -144,8 +144,14 @@ class Journal:
         """Leave the journal for a later job to continue."""
         self._file.close()
 
-    def remove(self) -> None:
-        """Close the journal and delete the files of all processes: the job is done."""
+    def remove(self, parts: Iterable[str]) -> int:
+        """Close the journal and, these parts being done, delete the files of all processes; unless there are others.
+
+        Returns:
+            `int`: How many other parts there are, of a job that was asked for more, and was stopped.
+        """
         self._file.close()
-        for path in self._files():
+        others = len(self._lines.keys() - {*parts})
+        for path in [] if others else self._files():
             path.unlink()
+        return others

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import PreTrainedConfig
-from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file, logging
+from transformers.utils import ADAPTER_CONFIG_NAME, PROCESSOR_NAME, cached_file, find_adapter_config_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from . import (
     AuLlavaForConditionalGeneration,
@@ -82,8 +83,8 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> Facial
         network.name_or_path = place  # an adapter's, where transformers tells its base's
         pipe = FacialActionUnitPipeline(network, processor=AuLlavaProcessor.from_pretrained(place), device=device)
         # Much damage, and files that do not belong together, show in use only.
-        units = pipe.processor.trained_lists.get("detection", [["AU1"]])[0]
-        (face,) = pipe(Image.new("RGB", (224, 224)), action_units=units, detector="none")
+        task, (units, *_) = next(iter(pipe.processor.trained_lists.items()), ("detection", [["AU1"]]))
+        (face,) = pipe(Image.new("RGB", (224, 224)), task=task, action_units=units, detector="none")
         if not all(isfinite(unit["probability"]) for unit in face["action_units"].values()):
             raise ValueError("its weights give no numbers")
         return pipe
@@ -172,18 +173,36 @@ def detector_name(faces: list[Face]) -> str:
     return "LBP cascade, crops by box" if faces[0].box else "none: each picture is a face crop"
 
 
-def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
-    """What produces the numbers: model, checksums of its weights and settings, versions, detector and date."""
-    place = pipe.model.name_or_path
-    entry = {"model": place}
-    for what, pattern in (("weights", "*.safetensors"), ("settings", "processor_config.json")):  # with the calibration
+# Of a model's folder, what its answers hang on: weights; and settings, the calibration among them.
+_FILES = {
+    "weights": ("*.safetensors",),
+    "settings": ("*config.json", "chat_template.jinja", "tokenizer.*"),
+}
+
+
+def _version_of(place: str) -> dict[str, str]:
+    """Checksums of what lies in a model's folder, or the commit of a model from the Hub."""
+    if not Path(place).is_dir():
+        return {"commit": str(extract_commit_hash(cached_file(place, PROCESSOR_NAME), None))}
+    entry = {}
+    for what, patterns in _FILES.items():
         digest = hashlib.sha256()
-        for path in (files := sorted(Path(place).glob(pattern))):
+        for path in (files := sorted(path for pattern in patterns for path in Path(place).glob(pattern))):
             with path.open("rb") as file:
                 while part := file.read(1_000_000):
                     digest.update(part)
         if files:
             entry[f"{what} SHA-256"] = digest.hexdigest()[:16]
+    return entry
+
+
+def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:
+    """What produces the numbers: model, checksums of its weights and settings, versions, detector and date."""
+    place = pipe.model.name_or_path
+    entry = {"model": place} | _version_of(place)
+    if pipe.model.adapter is not None:
+        base = pipe.model.peft_config["default"].base_model_name_or_path
+        entry |= {"base": base} | {f"base's {what}": known for what, known in _version_of(base).items()}
     entry["parameters"] = f"{pipe.model.num_parameters():,}"
     entry["device"] = f"{pipe.model.device.type}, {str(pipe.model.dtype).removeprefix('torch.')}"
     if limits := pipe.processor.calibration.get("detection", {}).get("thresholds"):

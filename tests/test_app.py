@@ -22,11 +22,12 @@ from PIL import Image
 from skimage.data import astronaut
 from test_videos import matroska
 
-from au_llava import page, videos
+from au_llava import FacialActionUnitPipeline, page, videos
 from au_llava.__main__ import main
 from au_llava.action_units import CATALOGUE, ActionUnit, parse_answer, select
 from au_llava.face_alignment import CROP_SIZE
 from au_llava.face_regions import draw_regions, region, region_mask
+from au_llava.inputs import is_camera
 from au_llava.page import show_error, show_photo, show_video
 from au_llava.photos import load_pipeline, questions
 
@@ -326,6 +327,32 @@ def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monk
         assert [row["frame"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
     assert Path("t.csv.camera7.detection.png").is_file()
     assert main(["recognize", "7", "--overlay", "drawn", *common]) == 2 and "only input" in capsys.readouterr().err
+
+
+def test_an_error_leaves_what_a_camera_has_seen(folder, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device: opened(clip))
+    answered, seen = FacialActionUnitPipeline._forward, []
+
+    def failing(self, faces, *args, **how):
+        seen.append(faces)
+        if len(seen) > 4:  # the first is what loading tries
+            raise RuntimeError("the device is gone")
+        return answered(self, faces, *args, **how)
+
+    monkeypatch.setattr(FacialActionUnitPipeline, "_forward", failing)
+    asked = ["recognize", "7", "--output", "new/t.csv", "--model", folder, "--detector", "none"]
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        main(asked)
+    with open("new/t.csv", newline="") as file:
+        assert [row["frame"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_only_small_numbers_are_cameras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "8").mkdir()
+    assert [is_camera(name) for name in ("0", "7", "99", "100", "2024", "07", "-1", "8")] == [True] * 3 + [False] * 5
 
 
 def test_a_camera_that_is_not_there_is_named(folder, capsys):

@@ -604,7 +604,10 @@ def test_processes_that_share_a_job_read_each_other_s_journals(tmp_path):
     assert [found["x"] for found in last.rows(["film", "c", "nothing", "b"])] == [1, 2, 7, 9]
     with pytest.raises(ValueError, match="model 1, now 2"):
         Journal(path, {"model": 2})
-    last.remove()
+    # Someone asked for less than the job that was stopped: what that one has done is not lost.
+    assert last.remove(["film", "c"]) == 1 and path.is_file()
+    last = Journal(path, settings)
+    assert last.done == {"b", "c", "film"} and last.remove(["film", "c", "b", "more"]) == 0
     assert not list(tmp_path.iterdir())
 
 

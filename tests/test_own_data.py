@@ -77,6 +77,11 @@ def test_an_adapter_recognises_by_its_folder_alone(tmp_path, model, processor):
     changed = {name for name in after if before[name] != after[name]} - {"date"}
     processor.calibration = {}
     assert changed == {"settings SHA-256"}
+    assert before["base"] == str(tmp_path / "base") and "base's weights SHA-256" in before
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"looks": [[1.05, 4.0]]}))
+    looking = provenance(load_pipeline(str(tmp_path / "mine"), "cpu"), "none")
+    assert {name for name in looking if looking[name] != after[name]} - {"date"} == {"base's settings SHA-256"}
     (tmp_path / "mine" / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match=r"the folder holds no config\.json"):
         load_pipeline(str(tmp_path / "mine"), "cpu")

@@ -3,10 +3,11 @@
     python benchmarks/comparisons.py --start runs/reading --data synthetic:data/synthetic --steps 100 --seeds 0 1
 
 Every way changes fields of the recipe. A run whose scores are stored is not repeated, so a stopped comparison goes on.
-The table goes to docs/comparisons.md.
+The table of all ways goes to docs/comparisons.md.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -30,7 +31,16 @@ from au_llava.datasets_scripts.sources import Source
 
 
 ROOT = Path(__file__).resolve().parent.parent
-ASKED = ("start", "recipe", "data", "test", "limit", "test_limit", "steps")  # scores of other ones are no answer
+ASKED = (
+    "start",
+    "start_sha256",
+    "recipe",
+    "data",
+    "test",
+    "limit",
+    "test_limit",
+    "steps",
+)  # scores of other ones are no answer
 QUESTIONS = ("detection:bp4d", "intensity_level:disfa", "intensity:feafa")
 # By name the fields that differ from the recipe. `SEPARATE` and `LAYOUT` are more than a field; see `train`.
 SEPARATE, LAYOUT = "one model for each task", "image before text"
@@ -71,7 +81,8 @@ def turn_around(start: str, folder: Path) -> str:
 
 def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
     """Train in one way: folders of models, and what each is to be asked."""
-    start = turn_around(args.start, Path(args.output, "start-image_first")) if name == LAYOUT else args.start
+    turned = Path(args.output, f"start-image_first-{args.start_sha256}")
+    start = turn_around(args.start, turned) if name == LAYOUT else args.start
     parts = [(question,) for question in QUESTIONS] if name == SEPARATE else [QUESTIONS]
     made = []
     for number, asked in enumerate(parts):
@@ -212,6 +223,8 @@ def main() -> None:
 
     if not Path(args.start, "config.json").is_file():
         parser.error(f"--start {args.start} is no folder of an AU-LLaVA; checkpoint/reading.py makes one")
+    with Path(args.start, "model.safetensors").open("rb") as file:  # another model may come to lie there
+        args.start_sha256 = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     chosen = [list(WAYS)[int(number)] for number in args.ways] if args.ways else list(WAYS)
     results: dict[str, list[dict]] = {name: [] for name in chosen}
     with tqdm(total=len(chosen) * len(args.seeds)) as progress:
@@ -220,12 +233,15 @@ def main() -> None:
                 progress.set_description(f"{name}, seed {seed}")
                 results[name].append(run(name, seed, args))
                 progress.update()
+    print(table(results))
+    if len(chosen) < len(WAYS):
+        print(f"These are {len(chosen)} of {len(WAYS)} ways, so that {args.page} stays as it is.")
+        return
     page = Path(args.page)
     head = page.read_text().partition("<!-- table -->")[0] if page.is_file() else ""
     text = f"{head}<!-- table -->\n{table(results)}\n\nMade by `python {' '.join(sys.argv)}`.\n"
     page.with_suffix(".part").write_text(text)
     os.replace(page.with_suffix(".part"), page)
-    print(table(results))
 
 
 if __name__ == "__main__":

@@ -135,7 +135,8 @@ def _calibration(tasks: dict) -> list[str]:
             )
     if not rows:
         return []
-    words = "Temperatures, thresholds, and how values follow. ECE is of the probability beside each answer."
+    words = "Temperatures, thresholds, and how values follow. "
+    words += "ECE is of the probability of each answer (of `detection`: of presence)."
     head = ["", "fitted to", "temperature", "ECE", "Brier score"]
     return ["", "### Calibration", "", words, "", *_table(head, rows), *_intervals(tasks)]
 

@@ -9,10 +9,12 @@ from trl import SFTConfig, TrlParser
 
 
 # Self-attention projections of both towers, and nothing else (paper, section III-C).
+# CLIP and SigLIP call the last of them `out_proj`, but so does SigLIP's pooling head, which is none and is not used.
+_ATTENTION = r".*\.((q|k|v|o)_proj|self_attn\.out_proj)"
 LORA_TARGETS = {
-    "both": r".*(vision_tower|language_model).*\.(q|k|v|o)_proj",
-    "encoder": r".*vision_tower.*\.(q|k|v|o)_proj",
-    "llm": r".*language_model.*\.(q|k|v|o)_proj",
+    "both": rf".*(vision_tower|language_model){_ATTENTION}",
+    "encoder": rf".*vision_tower{_ATTENTION}",
+    "llm": rf".*language_model{_ATTENTION}",
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from PIL import Image
+from transformers import CLIPVisionConfig, Dinov2WithRegistersConfig, LlamaConfig, SiglipVisionConfig, ViTConfig
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -160,6 +161,22 @@ def test_lora_trains_attention_of_the_chosen_towers_and_the_projector(tokenizer,
     trainer.train()
     moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved == learnt
+
+
+@pytest.mark.parametrize("kind", [CLIPVisionConfig, SiglipVisionConfig, ViTConfig, Dinov2WithRegistersConfig])
+def test_lora_reaches_all_of_attention_in_other_encoders(kind):
+    from peft import LoraConfig, get_peft_model
+
+    from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration
+
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.device("meta"):
+        config = AuLlavaConfig(vision_config=kind(**shape), text_config=LlamaConfig(vocab_size=32001, **text))
+        model = AuLlavaForConditionalGeneration(config)
+        model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS["encoder"]), low_cpu_mem_usage=True)
+    learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(learnt) == 3 * 4 * 2 and not [name for name in learnt if "head." in name]
 
 
 def test_the_papers_lora_has_the_published_size():

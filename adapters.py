@@ -183,7 +183,7 @@ def add_code(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def trained_on(datasets: Iterable[str], base: str) -> list[str]:
-    """Data sets behind the weights: those of this training, and those that the base's card names.
+    """Data sets behind the weights: those of this training, and those that the base's card, or its notes, name.
 
     Args:
         datasets (`Iterable[str]`): Names in the column `dataset`.
@@ -193,7 +193,8 @@ def trained_on(datasets: Iterable[str], base: str) -> list[str]:
         inherited = ModelCard.load(str(cached_file(base, "README.md"))).data.datasets or []
     except OSError:  # it has no card, or none that can be reached
         inherited = []
-    return sorted({*datasets, *([inherited] if isinstance(inherited, str) else inherited)})
+    noted = [name for file in PEOPLE for name in _noted(base, file)]
+    return sorted({*datasets, *noted, *([inherited] if isinstance(inherited, str) else inherited)})
 
 
 def never_seen(

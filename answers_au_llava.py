@@ -1,6 +1,8 @@
 """What to ask a model in order to learn about Action Units, and what its answers say, as named numbers."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from math import isnan
 
 import torch
@@ -11,6 +13,15 @@ from .recognition_au_llava import Recognition
 
 
 logger = logging.get_logger(__name__)
+
+
+def each_once(wanted: Iterable[list[tuple[str, list[ActionUnit]]]]) -> list[tuple[str, list[ActionUnit]]]:
+    """All that several questions ask, each once; `wanted` holds what [`AnswersMixin.questions`] gives for each."""
+    asked: list[tuple[str, list[ActionUnit]]] = []
+    for one in chain(*wanted):
+        if one not in asked:
+            asked.append(one)
+    return asked
 
 
 class AnswersMixin:

@@ -7,13 +7,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 
 import torch
 from transformers import Pipeline
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
 from .action_units import ActionUnit, select
+from .answers_au_llava import each_once
 from .evidence_au_llava import on_crop
 from .face_alignment import Face, find_faces, open_image
 from .processing_au_llava import AuLlavaProcessor
@@ -175,10 +175,7 @@ class FacialActionUnitPipeline(Pipeline):
         """
         how |= {"static_shapes": static_shapes, "mirror": self.processor.mirror if mirror is None else mirror}
         wanted = [self.processor.questions(task, units) for task, units in questions]
-        asked: list[tuple[str, list[ActionUnit]]] = []
-        for one in chain(*wanted):
-            if one not in asked:
-                asked.append(one)
+        asked = each_once(wanted)
         grammars = [self.processor.grammar(task, whole) for task, whole in asked]
         prompts = [
             self.processor(images=face.crop, task=task, action_units=whole)["input_ids"]

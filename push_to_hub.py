@@ -99,14 +99,12 @@ def publish(
         HfHubHTTPError: The Hub refuses.
     """
     # Takes seconds: it brings PEFT, which uploading needs not.
-    from au_llava.adapters import PEOPLE, check_push, trained_on
+    from au_llava.adapters import check_push, trained_on
 
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder, "model")
         copy_files(Path(model), results, stage)
-        notes = [Path(model, file) for file in PEOPLE if Path(model, file).is_file()]
-        noted = [name for note in notes for name in json.loads(note.read_text())]
-        check_push(trained_on(noted, str(stage)), public, public_licence, base=None)
+        check_push(trained_on([], str(model)), public, public_licence, base=None)
         card, terms = stage / "README.md", f"Published under: {public_licence}."
         if public and public_licence and terms not in card.read_text(encoding="utf-8"):  # train_sft.py writes it, too
             with card.open("a", encoding="utf-8") as file:

@@ -112,11 +112,9 @@ class Recognition:
         Returns:
             [`Recognition`]; a `"mean"` or `"median"` is taken again from the new distributions.
         """
-        own, usual = (
-            fitted.get("temperatures", {}),
-            1.0 if "temperatures" in fitted else fitted.get("temperature", 1.0),
-        )
-        distributions = _tempered(self.distributions, [own.get(name, usual) for name in names])
+        usual = 1.0 if "temperatures" in fitted else fitted.get("temperature", 1.0)
+        temperatures = [fitted.get("temperatures", {}).get(name, usual) for name in names]
+        distributions = _tempered(self.distributions, temperatures)
         expected, values = distributions @ allowed, self.values
         if "thresholds" in fitted:
             limits = torch.tensor([fitted["thresholds"].get(name, 0.5) for name in names], dtype=expected.dtype)

@@ -178,20 +178,21 @@ class AuLlavaTrainer(SFTTrainer):
             labels = np.array([every[number] for number in numbers], float)
             known = [code for code, column in zip(codes, labels.T, strict=True) if not np.isnan(column).all()]
             asked = processor.questions(task, known) if known else []
+            grammars = [processor.grammar(*question) for question in asked]
             units = [unit.code for _, whole in asked for unit in whole]
+            columns, places = ([some.index(code) for code in known] for some in (codes, units))
             mine = slice(self.args.process_index, None, self.args.world_size)
             for start in range(0, len(numbers[mine]), self.args.eval_batch_size):
                 batch = slice(start, start + self.args.eval_batch_size)
                 crops, told = [images[0] for images in rows[numbers[mine][batch]]["images"]], []
-                for about, whole in asked:
+                for (about, whole), grammar in zip(asked, grammars, strict=True):
                     inputs = processor(images=crops, task=about, action_units=whole)
-                    grammar = processor.grammar(about, whole)
                     with self.accelerator.autocast():
                         answer = model.recognize(**inputs, grammar=grammar, mirror=processor.mirror)
                     told.append(processor.told(answer, about, task, whole, calibrated=False).values.float().cpu())
                 values = np.full((len(crops), len(codes)), np.nan)
-                for code in known:
-                    values[:, codes.index(code)] = torch.cat(told, 1)[:, units.index(code)]
+                if told:
+                    values[:, columns] = torch.cat(told, 1)[:, places]
                 found.append((task, codes, labels[mine][batch], values))
         model.train(training)
         joined: dict[tuple, list] = defaultdict(list)

@@ -31,16 +31,8 @@ from au_llava.datasets_scripts.sources import Source
 
 
 ROOT = Path(__file__).resolve().parent.parent
-ASKED = (
-    "start",
-    "start_sha256",
-    "recipe",
-    "data",
-    "test",
-    "limit",
-    "test_limit",
-    "steps",
-)  # scores of other ones are no answer
+# Scores of other ones are no answer.
+ASKED = ("start", "start_sha256", "recipe", "data", "test", "limit", "test_limit", "steps")
 QUESTIONS = ("detection:bp4d", "intensity_level:disfa", "intensity:feafa")
 # By name the fields that differ from the recipe. `SEPARATE` and `LAYOUT` are more than a field; see `train`.
 SEPARATE, LAYOUT = "one model for each task", "image before text"

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, __version__
 from au_llava.action_units import cover, select
+from au_llava.answers_au_llava import each_once
 
 from .answers import STAMP
 from .data import EvaluationSet
@@ -163,9 +163,9 @@ def _mirrors(source: str, mirror: bool | None) -> bool:
 def _by_levels(source: str, codes: list[str]) -> list[str]:
     """The units whose presence a model's levels tell."""
     lists = AuLlavaProcessor.get_processor_dict(source)[0].get("trained_lists") or {}
-    detected = {"detection": lists.get("detection", [])}
-    left, strange = (cover("detection", select(codes), some)[1] for some in (detected, lists))
-    return [unit.code for unit in left if unit not in strange]
+    asked, strange = cover("detection", select(codes), lists)
+    detected = {unit.code for about, whole in asked if about == "detection" for unit in whole}
+    return [code for code in codes if code not in detected | {unit.code for unit in strange}]
 
 
 def load(source: str, dtype: str = "auto"):
@@ -187,10 +187,7 @@ def _ask(
     """Answers about some pictures, each of which is read once for all tasks."""
     # As for users: of some units of a list that the model was trained on, the list.
     wanted = {task: processor.questions(task, evaluation_set.units[task]) for task in tasks}
-    asked: list[tuple] = []
-    for one in chain(*wanted.values()):
-        if one not in asked:
-            asked.append(one)
+    asked = each_once(wanted.values())
     grammars = [processor.grammar(task, whole) for task, whole in asked]
     blank = Image.new("RGB", (1, 1))  # the prompt is the same for every picture
     prompts = [processor(images=blank, task=task, action_units=whole)["input_ids"] for task, whole in asked]

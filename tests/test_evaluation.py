@@ -535,11 +535,16 @@ def test_nobody_is_calibrated_on_and_tested(folder, own_csv, tmp_path):
         check_apart(replace(tested, split="validation"), tested)
 
 
-def test_tasks_that_a_model_was_not_trained_for_are_left_out(folder, disfa_crops, tmp_path, capsys):
-    shutil.copytree(folder, tmp_path / "model")
+def trained_on(folder: str, copy: Path, lists: dict) -> None:
+    """A copy of a model that says it was trained to be asked about some lists, and is not calibrated."""
+    shutil.copytree(folder, copy)
     processor = AuLlavaProcessor.from_pretrained(folder)
-    processor.trained_lists, processor.calibration = {"detection": [list(PRESETS["disfa8"])]}, {}
-    processor.save_pretrained(tmp_path / "model")
+    processor.trained_lists, processor.calibration = lists, {}
+    processor.save_pretrained(copy)
+
+
+def test_tasks_that_a_model_was_not_trained_for_are_left_out(folder, disfa_crops, tmp_path, capsys):
+    trained_on(folder, tmp_path / "model", {"detection": [list(PRESETS["disfa8"])]})
     data = ("--model", tmp_path / "model", "--dataset", "disfa", "--data_dir", disfa_crops, "--fold", 1)
     evaluate(*data, "--output", tmp_path / "out")
     told = capsys.readouterr().out
@@ -566,10 +571,7 @@ def test_a_calibration_of_other_predictions_is_not_taken(folder, tmp_path):
 
 
 def test_a_model_that_was_trained_on_levels_alone_is_scored_on_presence_too(folder, disfa_crops, tmp_path, capsys):
-    shutil.copytree(folder, tmp_path / "model")
-    processor = AuLlavaProcessor.from_pretrained(folder)
-    processor.trained_lists, processor.calibration = {"intensity_level": [list(PRESETS["disfa"])]}, {}
-    processor.save_pretrained(tmp_path / "model")
+    trained_on(folder, tmp_path / "model", {"intensity_level": [list(PRESETS["disfa"])]})
     data = ("--model", tmp_path / "model", "--dataset", "disfa", "--data_dir", disfa_crops, "--fold", 1)
     evaluate(*data, "--output", tmp_path / "out")
     tasks = read_answers(tmp_path / "out")

@@ -217,6 +217,14 @@ class Task:
         """The number that each of `texts` stands for."""
         return tuple(float(text) for text in self.texts)
 
+    def takes(self, value: float) -> bool:
+        """Whether it may stand as a label: whole ones as they are or not at all; a fine scale's are rounded.
+
+        >>> TASKS["intensity_level"].takes(2.5), TASKS["intensity"].takes(0.349)
+        (False, True)
+        """
+        return value in self.values if "." not in self.texts[0] else 0 <= value <= 1
+
     def number(self, value: float) -> int | float:
         """An allowed value as people write it: an integer where the task has only integers."""
         return round(value, 2) if "." in self.texts[0] else round(value)

@@ -33,6 +33,7 @@ from evaluation.data import (
     QUESTIONS,
     RENDERED,
     SAMPLE,
+    SPLITS,
     EvaluationSet,
     has_folds,
     is_own,
@@ -65,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--validation_dir", help="folder of the split validation for --calibrate; --data_dir by default"
     )
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
     parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
     parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
@@ -262,7 +263,7 @@ def main() -> None:
         update_card(results, Path(args.model, "README.md"))
     for task, result in results["tasks"].items():
         print("\n" + task_table(task, result))
-    print(f"\nProtocol: {results['protocol']}.\nWrote {report} and results.json beside it.")
+    print(f"\nSplit: {args.split}. Protocol: {results['protocol']}.\nWrote {report} and results.json beside it.")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ docs/training.md. A run that was stopped goes on where it stopped.
 
 import json
 import math
+import re
 import shlex
 import sys
 from collections import Counter
@@ -98,6 +99,8 @@ def score_command(model: str, train_data: list[str]) -> str:
     own = [source for source in map(Source, train_data) if source.name not in ("", "synthetic")]
     # Of BP4D, evaluate_au.py asks detection alone.
     own = [source for source in own if source.name != "bp4d" or "task=intensity_level" not in source.text]
+    # And of DISFA what is present from the level 2 on, or by the paper's protocol from 3.
+    own = [source for source in own if source.name != "disfa" or not re.search("threshold=[145]", source.text)]
     if len(own) == 1:
         name, place = own[0].name, own[0].text.removeprefix(f"{own[0].name}:")
         folder, _, query = place.partition("?")

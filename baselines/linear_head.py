@@ -34,7 +34,8 @@ from au_llava.action_units import get_task, other_sides, select
 from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from evaluation.answers import STAMP
-from evaluation.data import FOLDS, OWN, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set
+from evaluation.data import FOLDS, OWN, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set, spread
+from evaluation.people import check_never_seen
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
 from evaluation.scores import is_detection
 
@@ -164,12 +165,15 @@ def main() -> None:
         sources[str(fold or 0)] = [source, fingerprint(source)]
         model, processor = load(source)
         what = {"protocol": args.protocol, "fold": fold}
-        train = read_set(args.dataset, args.data_dir, "train", limit=args.limit, **what)
+        train = read_set(args.dataset, args.data_dir, "train", **what)
         asked = {"test": read_set(args.dataset, args.test_dir or args.data_dir, "test", **what)}
+        check_never_seen(source, asked["test"])
         if args.calibrate:
             asked["validation"] = read_set(args.dataset, args.data_dir, "validation", **what)
+            check_never_seen(source, asked["validation"])
             kept_out = set(asked["validation"].subjects)
             train = train.take([row for row, subject in enumerate(train.subjects) if subject not in kept_out])
+        train = train.take(spread(len(train), args.limit))
         if args.compute:
             print(f"The encoder went on learning from {tune(model, processor, train, args.compute):,} pictures.")
         features = encode(train, model, processor)

@@ -46,16 +46,21 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
         `frame`, `split` and `labels`, a list of values with NaN for unknown. Where two people have a sequence of one
         name, the person's name goes before it.
     """
+    before = len(problems)
     lines = read_lines(path, problems)
+    if len(problems) > before:
+        return [], []
     header = lines[0][1] if lines else []
     codes = [name for name in header if name not in COLUMNS]
-    if "image" not in header or not codes or set(codes) - set(CATALOGUE) or len(set(header)) < len(header):
+    strange = [name for name in codes if name not in CATALOGUE]
+    if "image" not in header or not codes or strange or len(set(header)) < len(header):
+        others = f"; leave out {', '.join(map(repr, strange))}" if strange and "image" in header else ""
         problems.append(
             f"{path}:1: the header {header} needs `image` and columns named like AU12 or FEAFA12, each once, "
-            "with commas between them"
+            f"with commas between them; {', '.join(COLUMNS[1:])} may be there, too{others}"
         )
         return codes, []
-    rows = []
+    rows, places = [], {}
     for number, cells in lines[1:]:
         try:
             if len(cells) != len(header):
@@ -63,11 +68,17 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
             row = dict(zip(header, cells, strict=True))
             if row.get("split", "train") not in ("train", "test"):
                 raise ValueError(f"split {row['split']!r} is neither 'train' nor 'test'")
+            if not row["image"]:
+                raise ValueError("the cell of `image` is empty; give the picture's path")
+            image = path.parent / row["image"]
+            first = places.setdefault(os.path.abspath(image), number)
+            if first != number:
+                raise ValueError(f"{row['image']} stands in line {first}, too; give each picture once")
             subject = row.get("subject") or row.get("sequence") or row["image"]
             rows.append(
                 {
                     "line": number,
-                    "image": path.parent / row["image"],
+                    "image": image,
                     "subject": subject,
                     "sequence": row.get("sequence") or subject,
                     "frame": read_frame(row["frame"]) if row.get("frame") else number - 1,
@@ -100,13 +111,11 @@ def _tested(people: set[str]) -> set[str]:
 def _value(cell: str, task: str) -> float:
     if not cell:
         return math.nan
-    values = get_task(task).values
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
-    # Whole levels are taken as they are or not at all; only a fine scale is rounded.
-    if not values[0] <= value <= values[-1] or (len(values) < 10 and value not in values):
+    if not get_task(task).takes(value):
         raise ValueError(
             f"{cell!r} is no value of {task}: {get_task(task).answer}; leave the cell empty where it is unknown"
         )

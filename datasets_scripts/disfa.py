@@ -181,7 +181,12 @@ class Disfa(CropsBuilder):
 
     def labels_of(self, row: dict) -> tuple[dict[str, float], str]:
         levels, task = super().labels_of(row)
+        threshold = self.config.threshold
+        if threshold not in (1, 2, 3, 4, 5):
+            raise ValueError(f"threshold is {threshold!r}; give the level, 1 to 5, from which on a unit is present.")
         if self.config.task == "intensity_level":
+            if threshold != 2:
+                raise ValueError(f"threshold={threshold} says what is present; give task=detection with it.")
             return levels, task
         # A comparison would make an unknown level absent, so NaN passes as it is.
         return {c: v if np.isnan(v) else float(v >= self.config.threshold) for c, v in levels.items()}, "detection"

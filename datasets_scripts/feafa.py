@@ -88,16 +88,22 @@ def find_recordings(data_dir: str | Path, part: str = "A", skip_bad_labels: bool
         FileNotFoundError: There are no `.auw` files of this part.
         ValueError: A label is damaged, or the part is none of the three.
     """
-    if part not in SOURCES:
-        raise ValueError(f"Unknown part {part!r} of FEAFA+; accepted: {', '.join(SOURCES)}.")
-    labels, pictures = _files(Path(data_dir), SOURCES[part])
+    sources = _sources(part)
+    labels, pictures = _files(Path(data_dir), sources)
     if not labels:
-        raise FileNotFoundError(f"{data_dir}: no .auw files in folders like {SOURCES[part][0]}001.output.")
+        raise FileNotFoundError(f"{data_dir}: no .auw files in folders like {sources[0]}001.output.")
     known = {subject for group in PARTS for subject in group}
     problems = [f"{data_dir}: {name} is no sequence of FEAFA+" for name in sorted(set(labels) - known)]
     found = [_recording(name, labels[name], pictures[name], problems) for name in sorted(known & set(labels))]
     settle(problems, skip_bad_labels)
     return found
+
+
+def _sources(part: str) -> tuple[str, ...]:
+    """How the names of a part's sequences begin."""
+    if part not in SOURCES:
+        raise ValueError(f"Unknown part {part!r} of FEAFA+; accepted: {', '.join(SOURCES)}.")
+    return SOURCES[part]
 
 
 def _files(root: Path, sources: tuple[str, ...]) -> tuple[dict, dict]:
@@ -180,7 +186,7 @@ class Feafa(CropsBuilder):
     BUILDER_CONFIGS = [FeafaConfig(name="paper"), FeafaConfig(name="subject")]
 
     def split_of(self, row: dict) -> str | None:
-        if not row["subject"].startswith(SOURCES[self.config.part]):
+        if not row["subject"].startswith(_sources(self.config.part)):
             return None
         if self.config.fold not in (1, 2, 3):
             raise ValueError(f"FEAFA has no fold {self.config.fold}; give 1, 2 or 3.")

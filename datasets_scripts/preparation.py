@@ -231,12 +231,12 @@ def _faces(picture: Image.Image, detector: str) -> tuple[list[face_alignment.Fac
 
 
 def fingerprint(part: Recording) -> str:
-    """Changes when labels, or the names or sizes of the pictures change."""
+    """Changes when labels, or the names, folders or sizes of the pictures change."""
     files = part.images or [part.video]
     return digest(
         [
             part.dataset, part.task, part.action_units, part.subject, part.sequence, part.numbers, part.left_out,
-            part.labels.tobytes().hex(), [(path.name, path.stat().st_size) for path in files if path],
+            part.labels.tobytes().hex(), [(*path.parts[-2:], path.stat().st_size) for path in files if path],
         ]
     )  # fmt: skip
 
@@ -267,7 +267,8 @@ def preparation_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--detector", default="auto", help="scrfd, cascade, auto, none, or the path of an SCRFD model")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--limit", type=int, help="at most so many frames in all, for a quick look")
-    parser.add_argument("--skip_bad_labels", action="store_true", help="leave frames with damaged labels out")
+    damaged = "leave frames with damaged labels out; of DISFA, the labels alone"
+    parser.add_argument("--skip_bad_labels", action="store_true", help=damaged)
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the result; the repository is private")
     parser.add_argument("--public", action="store_true", help="make that repository public: mind the licence")
     return parser

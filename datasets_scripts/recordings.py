@@ -1,7 +1,7 @@
 """What the label readers of all data sets share: labelled recordings, lines of label files, numbered pictures.
 
 Readers never guess. Whatever in a label file is not as it should be becomes a line `file:line: what is wrong` in a
-list of problems; [`settle`] raises them all at once, or lets the caller leave the damaged frames out, knowingly.
+list of problems; [`settle`] raises them all at once, or lets the caller leave out what is damaged, knowingly.
 """
 
 import csv
@@ -121,8 +121,11 @@ def read_lines(path: Path, problems: list[str], separator: str | None = ",") -> 
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         problems.append(f"{path}: cannot be read ({error})")
+        return []
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: is not written in UTF-8 ({error}); save it so")
         return []
     return [
         (number, [cell.strip() for cell in _cells(line, separator)])
@@ -167,12 +170,12 @@ def read_frame(cell: str) -> int:
         ValueError: No whole number above 0 and below 2**31 stands there.
     """
     if not cell.isdecimal() or not 1 <= int(cell) < 2**31:
-        raise ValueError(f"{cell!r} is no frame number")
+        raise ValueError(f"{cell!r} is no frame number; frames are counted from 1")
     return int(cell)
 
 
 def settle(problems: list[str], skip_bad_labels: bool) -> None:
-    """Raise what the readers complained about; or tell it, if the caller chose to leave damaged frames out.
+    """Raise what the readers complained about; or tell it, if the caller chose to leave out what is damaged.
 
     Raises:
         ValueError: There are problems. The first 20 are listed.
@@ -181,10 +184,12 @@ def settle(problems: list[str], skip_bad_labels: bool) -> None:
         return
     if skip_bad_labels:
         told = "\n".join(problems)
-        print(f"{len(problems)} problem(s) in the labels, whose frames are left out:\n{told}", file=sys.stderr)
+        print(
+            f"{len(problems)} problem(s) in the labels; what they are about is left out:\n{told}", file=sys.stderr
+        )
         return
     more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
     raise ValueError(
-        f"{len(problems)} problem(s) in the labels; mend the files, or leave the frames out with "
+        f"{len(problems)} problem(s) in the labels; mend the files, or leave out what is damaged with "
         "skip_bad_labels=True (--skip_bad_labels):\n" + "\n".join(problems[:20]) + more
     )

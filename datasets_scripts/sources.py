@@ -27,6 +27,8 @@ from .instructions import FEATURES
 from .synthetic_faces.builder import SyntheticFaces
 
 
+# Options of builders that say how crops are made, and nothing of crops that are there.
+_MAKING = {"camera", "detector", "workers", "skip_bad_labels"}
 BUILDERS = {"synthetic": SyntheticFaces, "bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa, "csv": CsvLabels}
 
 
@@ -85,6 +87,13 @@ def _build(name: str, place: str, split: str, options: dict) -> Dataset:
     folder = "data_dir" if name in ("synthetic", "csv") else "crops_dir"
     own = {field.name for field in fields(BUILDERS[name].BUILDER_CONFIG_CLASS)}
     taken = (own - {field.name for field in fields(BuilderConfig)} | {"config_name"}) - {folder}
+    if folder == "crops_dir":
+        taken -= _MAKING
+        if settled := ", ".join(sorted(options.keys() & _MAKING)):
+            raise ValueError(
+                f"{name}:{place}: {settled} was settled when these crops were made; leave it out, or make others with "
+                f"python -m au_llava.datasets_scripts.{name}."
+            )
     if strange := ", ".join(sorted(options.keys() - taken)):
         accepted = ", ".join(sorted(taken | {"split"}))
         raise ValueError(f"{name}:{place}: unknown option {strange}; accepted: {accepted}.")
@@ -126,15 +135,14 @@ def check_rows(rows: Dataset, source: str) -> None:
         raise ValueError(f"{source}: no rows.")
     for batch in rows.select_columns(["labels", "action_units", "task"]).iter(batch_size=10_000):
         for labels, codes, task in zip(*batch.values(), strict=True):
-            low, *_, high = get_task(task).values
             wrong = [
                 f"{code}={label!r}"
                 for code, label in zip(codes, labels, strict=True)
-                if label is None or not (low <= label <= high or np.isnan(label))
+                if label is None or not (np.isnan(label) or get_task(task).takes(label))
             ]
             if wrong:
                 raise ValueError(
-                    f"{source}: {', '.join(wrong)}, but {task} takes {low:g} to {high:g}, and NaN for unknown."
+                    f"{source}: {', '.join(wrong)}, but {task} takes {get_task(task).answer}, and NaN for unknown."
                 )
 
 

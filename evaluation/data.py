@@ -1,6 +1,7 @@
 """What is asked of a model on each data set, and the rows it is asked about."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ _PEOPLE = {
     "feafa": ("feafa", "disfa"),
     OWN: (CsvLabels.DATASET,),
 }
+SPLITS = ("train", "validation", "test")
 FOLDS = {"1": 1, "2": 2, "3": 3, "all": None}  # what `--fold` may say, and how `read_set` takes it
 
 
@@ -128,8 +130,9 @@ class EvaluationSet:
         return {"dataset": self.name, "split": self.split, "protocol": self.protocol, "options": self.options}
 
     def fingerprint(self) -> str:
-        """The same for the same pictures and labels, and else another."""
-        digest = hashlib.sha256("\n".join([self.name, self.split, *self.samples]).encode())
+        """The same for the same pictures, labels and people, and else another."""
+        about = [self.name, self.split, self.units, self.samples, self.subjects, self.folds, self.groups]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for labels in self.labels.values():
             digest.update(labels.tobytes())
         for batch in self.images.with_format("arrow").iter(1000):
@@ -226,9 +229,11 @@ def read_set(
         limit (`int`, *optional*): At most so many pictures of each fold, evenly spread.
 
     Raises:
-        ValueError: The data set has no such protocol or fold.
+        ValueError: There is no such split, or the data set has no such protocol or fold.
         FileNotFoundError: `data_dir` holds no prepared pictures.
     """
+    if split not in SPLITS:
+        raise ValueError(f"There is no split {split!r}; accepted: {', '.join(SPLITS)}.")
     if (dataset, protocol) not in PROTOCOLS and not (is_own(dataset) and protocol == "standard"):
         raise ValueError(f"{dataset} has no protocol {protocol!r}; accepted: standard.")
     single = not has_folds(dataset, protocol)

@@ -76,8 +76,8 @@ def test_columns_go_by_name_and_without_a_header_by_position(tmp_path):
         ("4,0,0,0,,0,0,0,0,0,0,0,0", ":4: '' is none of 0, 1, 9"),
         ("4,0,0,0", ":4: 4 cells; 13 are needed"),
         ("2,0,0,0,0,0,0,0,0,0,0,0,0", ":4: frame 2 stands there twice"),
-        ("x,0,0,0,0,0,0,0,0,0,0,0,0", ":4: 'x' is no frame number"),
-        ("0,0,0,0,0,0,0,0,0,0,0,0,0", ":4: '0' is no frame number"),
+        ("x,0,0,0,0,0,0,0,0,0,0,0,0", ":4: 'x' is no frame number; frames are counted from 1"),
+        ("0,0,0,0,0,0,0,0,0,0,0,0,0", ":4: '0' is no frame number; frames are counted from 1"),
     ],
 )
 def test_damaged_lines_are_named_and_left_out(tmp_path, line, complaint):
@@ -115,8 +115,8 @@ def test_intensities_are_read_with_or_without_a_header(tmp_path):
         ("9,-1", "'-1' is none of 0, 1, 2, 3, 4, 5, 9"),
         ("9,", "'' is none of 0, 1, 2, 3, 4, 5, 9"),
         ("9", "1 cells; 2 are needed"),
-        (",3", "'' is no frame number"),
-        ("-9,3", "'-9' is no frame number"),
+        (",3", "'' is no frame number; frames are counted from 1"),
+        ("-9,3", "'-9' is no frame number; frames are counted from 1"),
     ],
 )
 def test_a_damaged_first_line_is_no_header(tmp_path, line, complaint):
@@ -159,7 +159,8 @@ def test_all_damaged_labels_are_raised_at_once_or_left_out_on_purpose(tree, caps
     left = {recording.sequence: recording for recording in find_recordings(tree, skip_bad_labels=True)}
     assert "F099_T1" not in left and len(left) == 5
     told = capsys.readouterr().err
-    assert "2 problem(s) in the labels, whose frames are left out" in told and f"{first}:2: '3' is none of" in told
+    assert "2 problem(s) in the labels; what they are about is left out" in told
+    assert f"{first}:2: '3' is none of" in told
 
 
 def test_wrong_folders_and_tasks_are_refused(tree, tmp_path):

@@ -132,6 +132,19 @@ def test_presence_begins_at_the_threshold(tree, tmp_path, threshold, present):
     assert {value for row in data["train"] for value in row["labels"]} == ({0, 1} if threshold == 2 else {0})
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"threshold": 3}, "threshold=3 says what is present; give task=detection with it"),
+        ({"threshold": 0, "task": "detection"}, "threshold is 0; give the level, 1 to 5"),
+        ({"threshold": "two", "task": "detection"}, "threshold is 'two'; give the level, 1 to 5"),
+    ],
+)
+def test_a_threshold_that_says_nothing_is_refused(tree, tmp_path, options, told):
+    with pytest.raises(ValueError, match=told):
+        load(tree, tmp_path, **options)
+
+
 def test_relations_count_a_unit_from_its_first_level_on(tree, tmp_path):
     for unit in (1, 2):  # of SN003, who is trained on in fold 1
         (tree / "ActionUnit_Labels" / "SN003" / f"SN003_au{unit}.txt").write_text("1,0\n2,0\n3,0\n4,1\n5,1\n6,1\n")

@@ -176,6 +176,8 @@ def test_other_weights_pictures_or_settings_start_anew(folder, faces, tmp_path, 
     third = made()
     tiny_model(tokenizer, seed=1).save_pretrained(own)
     fourth = made()
+    mended = replace(faces, subjects=["someone"] * len(faces))
+    assert set(pq.read_table(pa.BufferReader(made(mended)))["subject"].to_pylist()) == {"someone"}
     distinct = [values(file) for file in (first, second, third, fourth)]
     assert all(a != b for number, a in enumerate(distinct) for b in distinct[:number])
 
@@ -403,6 +405,10 @@ def test_folds_are_counted_as_in_training(disfa_crops):
         read_set("disfa", f"{disfa_crops}?config_name=fold2&split=test&task=detection", fold=1)
     with pytest.raises(ValueError, match="unknown option nameing; accepted: .*naming"):
         read_set("disfa", f"{disfa_crops}?nameing=megraphau", fold=1)
+    with pytest.raises(ValueError, match="camera, detector was settled when these crops were made; leave it out"):
+        read_set("disfa", f"{disfa_crops}?camera=right&detector=scrfd", fold=1)
+    with pytest.raises(ValueError, match="There is no split 'val'; accepted: train, validation, test"):
+        read_set("disfa", disfa_crops, "val", fold=1)
 
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
@@ -502,7 +508,7 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
             evaluate(*fitted)
 
 
-def test_nobody_is_tested_whom_a_model_was_trained_on(folder, disfa_crops, tmp_path):
+def test_nobody_is_tested_whom_a_model_was_trained_on(folder, disfa_crops, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "model")
     learnt = sorted(set(read_set("disfa", disfa_crops, "train", fold=1).subjects))
     (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"disfa": learnt, "bp4d": ["F001"]}))
@@ -518,6 +524,9 @@ def test_nobody_is_tested_whom_a_model_was_trained_on(folder, disfa_crops, tmp_p
         evaluate(*data, "--fold", 2, "--output", tmp_path / "wrong")
     with pytest.raises(ValueError, match="was trained on SN.*, whom --calibrate would fit to"):
         evaluate(*data, "--fold", 1, "--calibrate", "--output", tmp_path / "wrong")
+    monkeypatch.setattr(sys, "argv", ["linear_head", *map(str, data[:-2]), "--output", str(tmp_path / "head")])
+    with pytest.raises(ValueError, match=r"trained on SN.* of fold 2; name the fold"):
+        linear_head.main()
     people = sorted(set(read_set("synthetic", limit=3).subjects))
     (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"synthetic_faces": people}))
     with pytest.warns(UserWarning, match=f"trained on {', '.join(people)}, who are in the split test, unless others"):

@@ -115,6 +115,8 @@ def test_subjects_are_in_one_split_only(tree, tmp_path):
     assert tested == [{"PV008", "SN010"}, {"PV003"}, {"PV001"}]
     with pytest.raises(ValueError, match="no fold 4"):
         load(tree, tmp_path, "subject", fold=4)
+    with pytest.raises(ValueError, match="Unknown part 'b' of FEAFA.; accepted: A, B, AB"):
+        load(tree, tmp_path, "subject", part="b")
 
 
 def test_prepared_parts_can_be_told_apart_later(tree, tmp_path, capsys):
@@ -197,8 +199,9 @@ def test_a_csv_needs_no_more_than_pictures_and_labels(tmp_path):
 def test_two_people_may_have_recordings_of_one_name(tmp_path):
     csv, lines = tmp_path / "labels.csv", ["image,subject,sequence,frame,split,AU1"]
     for value, (name, split) in enumerate({"anna": "train", "ben": "test", "cleo": "train"}.items()):
-        save(tmp_path / f"{name}.png", 40 + 80 * value)
-        lines += [f"{name}.png,{name},{sequence},{frame},{split},1" for sequence in ("T1", "T2") for frame in (1, 2)]
+        for sequence, frame in (("T1", 1), ("T1", 2), ("T2", 1), ("T2", 2)):
+            save(tmp_path / sequence / f"{name}{frame}.png", 40 + 80 * value)
+            lines.append(f"{sequence}/{name}{frame}.png,{name},{sequence},{frame},{split},1")
     csv.write_text("\n".join([*lines, "dan.png,dan,T3,1,train,0"]))
     save(tmp_path / "dan.png", 250)
     builder = CsvLabels(data_dir=str(csv), cache_dir=str(tmp_path / "cache"), detector="none")
@@ -222,6 +225,26 @@ def test_nobody_is_in_both_splits_and_no_frame_stands_twice(tmp_path):
         csv_labels.find_recordings(csv)
     recording, _ = csv_labels.find_recordings(csv, skip_bad_labels=True)
     assert "a.png" in recording.left_out[0][1] and len(recording.left_out) == 1, "the first of the two stays"
+    csv.write_text("image,subject,split,AU1\na.png,anna,train,0\n./a.png,ben,test,1\n,cleo,train,1\n")
+    with pytest.raises(ValueError, match=r"csv:3: ./a.png stands in line 2, too(?s:.*)csv:4: the cell of `image` is"):
+        csv_labels.find_recordings(csv)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"image,age,AU1\na.png,31,0\n", r"1 problem(?s:.*)needs `image` .* may be there, too; leave out 'age'"),
+        (b",image,AU1\n0,a.png,0\n", r"leave out ''$"),
+        ("image,AU1\nGr\xfcn.png,0\n".encode("cp1252"), r"1 problem(?s:.*)is not written in UTF-8 .*; save it so$"),
+        (None, r"1 problem(?s:.*)labels.csv: cannot be read .*No such file"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_one_problem(tmp_path, content, told):
+    csv = tmp_path / "labels.csv"
+    if content is not None:
+        csv.write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        csv_labels.find_recordings(csv)
 
 
 def test_about_a_fifth_of_a_csvs_people_is_tested(tmp_path):

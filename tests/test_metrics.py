@@ -100,6 +100,16 @@ def test_detection_refuses(detection, change, message):
         detection.compute(**{"predictions": [[1.0]], "references": [[1.0]]} | change)
 
 
+def test_both_refuse_what_would_be_scored_wrongly(detection, intensity):
+    for metric in (detection, intensity):
+        with pytest.raises(ValueError, match="AU6, AU6: scores are told by name; give each name once"):
+            metric.compute(predictions=[[0.0, 1.0]], references=[[0.0, 1.0]], action_units=["AU6", "AU6"])
+        with pytest.raises(ValueError, match=r"predictions have the shape \(0,\); give one row a sample"):
+            metric._compute(predictions=[], references=[])
+    with pytest.raises(ValueError, match="references hold infinite values"):
+        intensity.compute(predictions=[[0.0]], references=[[float("inf")]])
+
+
 def test_batches_give_the_whole(detection, intensity):
     truth = np.random.default_rng(1).integers(0, 2, (40, 2)).astype(float)
     for metric in (detection, intensity):

@@ -282,3 +282,9 @@ def test_the_code_digest_ignores_comments_alone(tmp_path, monkeypatch):
         (tmp_path / f"variant{index}.py").write_text(source)
     first, same, other = (digest_code(__import__(f"variant{index}")) for index in range(3))
     assert first == same != other
+
+
+def test_pictures_of_another_folder_are_others(tmp_path):
+    first, second = (own_recording([save(tmp_path / name / "1.bmp", 20)]) for name in "ab")
+    assert first.images[0].stat().st_size == second.images[0].stat().st_size
+    assert preparation.fingerprint(first) != preparation.fingerprint(second)

@@ -407,7 +407,10 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(run, recipe)
     with pytest.raises(ValueError, match="data: no column labels; there are: images, prompt"):
         run()
     draw_rows(2, labels=[0.0, 1.0, 9.0]).to_parquet(data)
-    with pytest.raises(ValueError, match=r"AU12=9.0, but detection takes 0 to 1"):
+    with pytest.raises(ValueError, match=r"AU12=9.0, but detection takes 0 .* or 1 .*, and NaN for unknown"):
+        run()
+    draw_rows(2, labels=[0.0, 1.0, 0.5]).to_parquet(data)
+    with pytest.raises(ValueError, match=r"AU12=0.5, but detection takes 0"):
         run()
     data.unlink()
     with pytest.raises(FileNotFoundError, match="No Parquet shards in"):
@@ -699,6 +702,7 @@ def test_a_public_push_of_restricted_weights_has_the_licence_once_in_its_card(ru
         (["bp4d:data/bp4d?config_name=fold3&naming=megraphau"], "bp4d data/bp4d?naming=megraphau 3"),
         (["synthetic:", "disfa:d?task=detection&threshold=2&action_units=disfa8&config_name=fold1"], "disfa d 1"),
         (["disfa:d?config_name=fold1&task=detection&threshold=3"], "disfa d paper 1"),
+        (["disfa:d?config_name=fold1&task=detection&threshold=4"], ""),
         (["feafa:d?part=B&config_name=subject&fold=2"], "feafa d?part=B 2"),
         (["feafa:d?config_name=paper&seed=1"], "feafa d?seed=1 paper"),
         (["csv:my.csv?task=intensity&split=train&crops_dir=d/e"], "csv my.csv?task=intensity&crops_dir=d/e"),

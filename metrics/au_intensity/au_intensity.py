@@ -108,14 +108,23 @@ class AuIntensity(evaluate.Metric):
 
     def _compute(self, predictions, references, action_units=None):
         predictions, references = np.asarray(predictions, float), np.asarray(references, float)
+        if predictions.ndim != 2 or not len(predictions):
+            raise ValueError(
+                f"predictions have the shape {predictions.shape}; give one row a sample and one column a unit, at "
+                "least one of each."
+            )
         action_units = action_units or [str(column) for column in range(predictions.shape[1])]
         if not predictions.shape == references.shape == (len(predictions), len(action_units)):
             raise ValueError(
                 f"predictions {predictions.shape}, references {references.shape} and {len(action_units)} action_units "
                 "do not fit; give one row a sample and one column a unit in each."
             )
+        if len(set(action_units)) < len(action_units):
+            raise ValueError(f"action_units {', '.join(action_units)}: scores are told by name; give each name once.")
         if not np.isfinite(predictions).all():
             raise ValueError("predictions hold NaN or infinite values; give a number for every sample and unit.")
+        if np.isinf(references).any():
+            raise ValueError("references hold infinite values; give a number, or NaN where it is unknown.")
 
         units, degenerate = {}, {}
         for column, unit in enumerate(action_units):

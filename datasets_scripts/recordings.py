@@ -184,9 +184,7 @@ def settle(problems: list[str], skip_bad_labels: bool) -> None:
         return
     if skip_bad_labels:
         told = "\n".join(problems)
-        print(
-            f"{len(problems)} problem(s) in the labels; what they are about is left out:\n{told}", file=sys.stderr
-        )
+        print(f"{len(problems)} problem(s) in the labels; what they are about is left out:\n{told}", file=sys.stderr)
         return
     more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
     raise ValueError(

@@ -59,6 +59,10 @@ class ActionUnit:
             raise ValueError(f"ActionUnit {self.code}: side is {self.side!r}; accepted: 'left', 'right', 'both'.")
         if not (self.name.strip() and self.action.strip() and self.region.strip()):
             raise ValueError(f"ActionUnit {self.code}: name, action and region must not be empty.")
+        if isinstance(self.muscles, str):
+            raise ValueError(f"ActionUnit {self.code}: muscles is {self.muscles!r}; give a tuple of names.")
+        if "\n" in self.line() or "<image>" in self.line():  # of which T has its own
+            raise ValueError(f"ActionUnit {self.code}: {self.line()!r} holds a line break or <image>; leave it out.")
 
     def line(self) -> str:
         """This unit's line in T: code, name, muscles, action and where to look (paper, Fig. 2, part 2)."""

@@ -24,6 +24,16 @@ def each_once(wanted: Iterable[list[tuple[str, list[ActionUnit]]]]) -> list[tupl
     return asked
 
 
+def _check_asked(recognition: Recognition, task: str, units: list[ActionUnit]) -> None:
+    """See that answers are about a task and some units, as far as their number tells."""
+    given, wanted = tuple(recognition.distributions.shape[1:]), (len(units), len(get_task(task).values))
+    if given != wanted:
+        raise ValueError(
+            f"The answers are about {given[0]} Action Units with {given[1]} values each, not about {wanted[0]} with "
+            f"the {wanted[1]} of {task}; give the task and the units that were asked about, as `questions` gave them."
+        )
+
+
 class AnswersMixin:
     """Questions and answers of an [`AuLlavaProcessor`], which knows what its model was trained and calibrated on."""
 
@@ -83,9 +93,14 @@ class AnswersMixin:
     def calibrate(self, recognition: Recognition, task: str, action_units=None) -> Recognition:
         """Apply what was fitted on a validation split for the task; see [`Recognition.calibrated`].
 
-        Nothing was fitted to guesses, so answers about units of which nothing tells stay as they are.
+        Nothing was fitted to guesses, so answers about units of which nothing tells stay as they are. Once is enough:
+        [`read`] does it by itself.
+
+        Raises:
+            ValueError: The answers are not about this task and these units.
         """
         units = select(action_units, task)
+        _check_asked(recognition, task, units)
         fitted = self._fitted(task, units)
         if not fitted:
             return recognition
@@ -106,8 +121,12 @@ class AnswersMixin:
             probability that the unit is present; for `detection` alone the `threshold` (0 to 1) at which it is called
             so; and for the others, where a calibration tells it, the `interval`, `[low, high]` in the task's range, in
             which the truth lies nine times in ten. All JSON-serialisable.
+
+        Raises:
+            ValueError: The answers are not about this task and these units.
         """
         chosen, units = get_task(task), select(action_units, task)
+        _check_asked(recognition, task, units)
         fitted = self._fitted(task, units) if calibrated and recognition.decision == "mode" else {}
         if calibrated:
             recognition = self.calibrate(recognition, task, units)

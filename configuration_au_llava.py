@@ -5,6 +5,10 @@ from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+# What configurations, weights, tokenizers and picture settings of other models are all loaded with
+ACCESS = ("token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
 @strict
 class AuLlavaConfig(LlavaConfig):
     r"""Configuration of [`AuLlavaForConditionalGeneration`].

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
+from io import BytesIO, IOBase
 from math import ceil
 from pathlib import Path
 
@@ -26,6 +26,7 @@ CROP_SIZE = 224  # side of a face crop in pixels
 # (Deng et al., CVPR 2019) at 78 % of its size, so that forehead, brows and a dropped jaw stay in view.
 FIVE_POINTS = ((84.38, 91.06), (139.33, 90.72), (112.03, 122.30), (89.38, 154.56), (134.98, 154.25))
 MAX_PIXELS = 89_478_485  # larger pictures are refused before they are decoded: Pillow's own limit, 268 MB as RGB
+ENCODED = (bytes, bytearray, memoryview)  # what a picture file may be read into
 DETECTORS = ("auto", "scrfd", "cascade", "none")
 GET_SCRFD = "Set AU_LLAVA_SCRFD to an SCRFD .onnx file, or pass detector='scrfd' once online (non-commercial models)."
 
@@ -47,15 +48,16 @@ class Face:
     crop: Image.Image  # aligned, RGB, 224 x 224 pixels
 
 
-def open_image(source: str | os.PathLike | bytes | np.ndarray | Image.Image) -> Image.Image:
+def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.Image) -> Image.Image:
     """Open any picture as upright RGB with 8 bits a channel.
 
     EXIF orientation is applied; transparent parts become white; 16-bit grey is scaled to 8 bits, not clipped; of an
     animation the first frame is taken.
 
     Args:
-        source: Path, http(s) URL, encoded bytes, PIL image, or array `(H, W)`, `(H, W, 1)`, `(H, W, 3)` RGB or
-            `(H, W, 4)` RGBA: `uint8`, `uint16`, other integers from 0 to 255 or 65535, floats from 0 to 1 (or 255).
+        source: Path, http(s) URL, encoded bytes or an open file of them, PIL image, or array `(H, W)`, `(H, W, 1)`,
+            `(H, W, 3)` RGB or `(H, W, 4)` RGBA: `uint8`, `uint16`, other integers from 0 to 255 or 65535, floats from
+            0 to 1 (or 255).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -74,7 +76,11 @@ def open_image(source: str | os.PathLike | bytes | np.ndarray | Image.Image) -> 
     try:
         if isinstance(source, str):
             source = httpx.get(source, follow_redirects=True, timeout=30).raise_for_status().content
-        picture = Image.open(BytesIO(source)) if isinstance(source, bytes) else source
+        if isinstance(source, IOBase):
+            source = source.read()
+        if isinstance(source, ENCODED):
+            source = Image.open(BytesIO(source))
+        picture = source
         image = picture if isinstance(picture, Image.Image) else _from_array(np.asarray(picture))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")

@@ -14,13 +14,18 @@ from transformers import (
     LlavaModel,
     LlavaPreTrainedModel,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
-from .configuration_au_llava import AuLlavaConfig
+from .configuration_au_llava import ACCESS, AuLlavaConfig
 from .face_alignment import CROP_SIZE
 from .readout_au_llava import ReadoutMixin
+
+
+logger = logging.get_logger(__name__)
 
 
 class AuLlavaModel(LlavaModel):
@@ -84,7 +89,7 @@ class AuLlavaModel(LlavaModel):
             image.
         """
         looks = None if self.training else self.config.looks
-        seen = pixel_values if looks is None else torch.cat([moved(pixel_values, *look) for look in looks])
+        seen = pixel_values if not looks else torch.cat([moved(pixel_values, *look) for look in looks])
         if not torch.is_grad_enabled():  # in this order processors convolve faster by a third; the result is the same
             seen = seen.contiguous(memory_format=torch.channels_last)
         outputs = self.vision_tower(seen, return_dict=True)
@@ -163,10 +168,14 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
                 `<image>` is added to it, and the embeddings grow if it needs a row that is not there.
             gguf_file (`str`, *optional*): The GGUF file inside the folder `language`.
             kwargs: Go to both `from_pretrained` calls: `dtype` (by default that of the language model, as it is
-                stored), `attn_implementation`, `trust_remote_code` and so on.
+                stored), `attn_implementation`, `device_map` and so on; `token`, `cache_dir`, `local_files_only` and
+                `trust_remote_code` also to those of configurations and tokenizer.
 
         Returns:
             [`AuLlavaForConditionalGeneration`]; its processor comes from [`AuLlavaProcessor.from_backbones`].
+
+        Raises:
+            ValueError: The language model's embeddings cannot be tied to its head here.
 
         Example:
 
@@ -178,19 +187,21 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         >>> model.config.image_token_id, model.get_input_embeddings().num_embeddings
         (99, 100)
         """
-        trust = {"trust_remote_code": kwargs.get("trust_remote_code")}
+        access = {name: kwargs[name] for name in ACCESS if name in kwargs}
+        making = {name: kwargs[name] for name in kwargs.keys() & {"dtype", "attn_implementation", "trust_remote_code"}}
         if isinstance(vision, str):
-            vision_config = AutoConfig.from_pretrained(vision, **trust)
+            vision_config = AutoConfig.from_pretrained(vision, **access)
             if "vision_config" in vision_config.sub_configs:
                 vision_config = vision_config.vision_config  # CLIP or SigLIP: only the image side is wanted
             vision_tower = AutoModel.from_pretrained(vision, config=vision_config, **kwargs)
         else:
-            vision_tower = AutoModel.from_config(vision, **kwargs)
+            vision_tower = AutoModel.from_config(vision, **making)
         if isinstance(language, str):
             language_model = AutoModelForCausalLM.from_pretrained(language, gguf_file=gguf_file, **kwargs)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **trust)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **access)
         else:
-            language_model = AutoModelForCausalLM.from_config(language, **kwargs)
+            language_model = AutoModelForCausalLM.from_config(language, **making)
+        _check_language(language_model)
         if vision_tower.dtype != language_model.dtype:  # as each is stored: DINOv2 in float32, Vicuna in float16
             vision_tower.to(language_model.dtype)
         if not hasattr(vision_tower.config, "hidden_size"):  # of convolutional encoders
@@ -213,7 +224,10 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.model.vision_tower = vision_tower
         model.model.language_model = language_model.base_model
         model.model.multi_modal_projector = nn.Linear(
-            vision_tower.config.hidden_size, language_model.config.hidden_size, dtype=language_model.dtype
+            vision_tower.config.hidden_size,
+            language_model.config.hidden_size,
+            dtype=language_model.dtype,
+            device=vision_tower.device,
         )
         model._init_weights(model.model.multi_modal_projector)
         model.lm_head = language_model.get_output_embeddings()
@@ -246,6 +260,27 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         from .pipeline_au_llava import FacialActionUnitPipeline  # noqa: F401
 
         super().save_pretrained(save_directory, **kwargs)
+
+
+def _check_language(model: PreTrainedModel) -> None:
+    """See that a language model says here what it says by itself.
+
+    Raises:
+        ValueError: Its head is tied to embeddings that are not where they would be looked for.
+    """
+    config = model.config
+    if config.tie_word_embeddings and "embed_tokens" not in dict(model.base_model.named_children()):
+        raise ValueError(
+            f"{config.model_type} ties its head to embeddings that are not called embed_tokens; take another language "
+            "model, such as Llama, Qwen, Mistral or Gemma, or one whose head has weights of its own."
+        )
+    usual = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
+    for name, nothing in usual.items():
+        if (value := getattr(config, name, nothing)) != nothing:
+            logger.warning(
+                f"{config.model_type} has {name}={value}, which is left out here: until it has been trained, it is "
+                "surer or less sure of each token than by itself."
+            )
 
 
 AuLlavaModel.register_for_auto_class("AutoModel")

@@ -7,15 +7,16 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import IOBase
 
 import torch
 from transformers import Pipeline
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .action_units import ActionUnit, select
+from .action_units import ActionUnit, get_task, select
 from .answers_au_llava import each_once
 from .evidence_au_llava import on_crop
-from .face_alignment import Face, find_faces, open_image
+from .face_alignment import ENCODED, Face, find_faces, open_image
 from .processing_au_llava import AuLlavaProcessor
 from .recognition_au_llava import Recognition
 
@@ -104,7 +105,7 @@ class FacialActionUnitPipeline(Pipeline):
     def __call__(self, images, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
-        task = question.pop("task", "detection")
+        task = get_task(question.pop("task", "detection")).name
         question["questions"] = [(task, select(question.pop("action_units", None), task))]
         size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
         if size < 1:
@@ -112,8 +113,9 @@ class FacialActionUnitPipeline(Pipeline):
         workers = next(number for number in (num_workers, self._num_workers, 1) if number is not None)
         if workers < 0:
             raise ValueError(f"num_workers is {workers}; give 0 or more.")
-        # A picture may be a string or an array itself. Columns of data sets have items, but need not be iterable.
-        single = isinstance(images, (str, bytes, Mapping)) or getattr(images, "ndim", 1) not in (1, 4)
+        # A picture may be a string, a file or an array itself. Columns of data sets have items, but need not be
+        # iterable.
+        single = isinstance(images, (str, IOBase, Mapping, *ENCODED)) or getattr(images, "ndim", 1) not in (1, 4)
         if not single and hasattr(images, "__getitem__"):
             return list(self._stream(images, search, question, size, workers))
         if not single and isinstance(images, Iterable):
@@ -215,7 +217,7 @@ class FacialActionUnitPipeline(Pipeline):
         told = self.processor.told(recognition, about, task, units, calibrated)
         named = self.processor.read(told, task, units, calibrated)
         if recognition.evidence is not None:
-            maps = on_crop(recognition.evidence.double(), self.processor.view).round(decimals=6)
+            maps = on_crop(recognition.evidence.cpu().double(), self.processor.view).round(decimals=6)
             for answer, own in zip(named, maps.tolist(), strict=True):
                 for unit, cells in zip(answer.values(), own, strict=True):
                     unit["evidence"] = cells

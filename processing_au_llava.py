@@ -8,6 +8,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .action_units import ActionUnit, describe, get_task, other_sides, select
 from .answers_au_llava import AnswersMixin
+from .configuration_au_llava import ACCESS
 from .face_alignment import CROP_SIZE, open_image
 from .grammar_au_llava import AnswerGrammar
 from .templates_au_llava import CHAT_TEMPLATES, write_decision_files
@@ -83,11 +84,13 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
                 convolutional encoder, how much smaller its last map is than the picture.
             view (`float`, *optional*, defaults to 1.0): The part of a crop's side, above 0 and up to 1, that the
                 encoder sees, around the middle; the less of it, the larger the face.
-            kwargs: `prompt_layout`, `chat_template`.
+            kwargs: `prompt_layout`, `chat_template`; and for what is loaded `token`, `cache_dir`, `local_files_only`
+                and `trust_remote_code`.
         """
+        access = {name: kwargs.pop(name) for name in ACCESS if name in kwargs}
         side, mean, deviation = CROP_SIZE, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if vision is not None:
-            source = AutoImageProcessor.from_pretrained(vision)
+            source = AutoImageProcessor.from_pretrained(vision, **access)
             size, mean, deviation = source.crop_size or source.size, source.image_mean, source.image_std
             side = size["height"] or size["shortest_edge"]
         image_processor = BitImageProcessorPil(
@@ -95,7 +98,7 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
             image_mean=mean, image_std=deviation,
         )  # fmt: skip
         named = isinstance(language, str)
-        tokenizer = AutoTokenizer.from_pretrained(language, gguf_file=gguf_file) if named else language
+        tokenizer = AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **access) if named else language
         tokenizer.add_tokens("<image>", special_tokens=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -209,13 +212,13 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
 
 
 def _opened(images, scale: bool):
-    """Open every picture in a nested list; tensors pass as they are, but from 0 to 1 if they have yet to be scaled."""
+    """Open every picture in a nested list; tensors pass as they are, but real numbers that have yet to be scaled."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         if not len(images):
             raise ValueError("`images` holds no picture; give at least one face crop.")
         return [_opened(image, scale) for image in images]
     if isinstance(images, torch.Tensor):
-        if not (scale and images.is_floating_point() and images.max() <= 1):
+        if not (scale and images.is_floating_point()):
             return images
         images = (images.movedim(0, -1) if images.shape[0] in (1, 3, 4) else images).float().cpu().numpy()
     return open_image(images)

@@ -37,12 +37,22 @@ _TURNS: WeakKeyDictionary = WeakKeyDictionary()  # not in the models, which are 
 
 
 def _in_turn(method: Callable) -> Callable:
-    """Let threads use a model one after the other: its caches, and how it attends, are all of theirs."""
+    """Let threads use a model one after the other: its caches, and how it attends, are all of theirs.
+
+    Amid a training it is read as in use: dropout would change the answer, and batch norms the model.
+    """
 
     @wraps(method)
     def alone(self, *args, **kwargs):
         with _TURNS.setdefault(self, RLock()):
-            return method(self, *args, **kwargs)
+            learning = [part for part in self.modules() if part.training]
+            for part in learning:
+                part.training = False
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                for part in learning:
+                    part.training = True
 
     return alone
 
@@ -72,6 +82,7 @@ class ReadoutMixin:
     dtype: torch.dtype
     model: Any
     get_image_features: Callable
+    modules: Callable
     __call__: Callable
 
     _prefixes: tuple[tuple, OrderedDict[tuple[int, ...], DynamicCache]] | None = None
@@ -234,6 +245,7 @@ class ReadoutMixin:
             recognition.evidence = find_evidence(self, *question, method, readout == "parallel")
         return recognition.decide(decision, values)
 
+    @_in_turn
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor, mirror: bool = False) -> BaseModelOutputWithPooling:
         """What vision tower and projector make of face crops, for as many questions about them as there are.

@@ -172,8 +172,6 @@ class AuLlavaTrainer(SFTTrainer):
         for number, (task, codes) in enumerate(zip(rows["task"], rows["action_units"], strict=True)):
             groups[task, tuple(codes)].append(number)
         model, processor, every, found = self.core(), self.processing_class, list(rows["labels"]), []
-        training = model.training
-        model.eval()
         for (task, codes), numbers in groups.items():
             labels = np.array([every[number] for number in numbers], float)
             known = [code for code, column in zip(codes, labels.T, strict=True) if not np.isnan(column).all()]
@@ -194,7 +192,6 @@ class AuLlavaTrainer(SFTTrainer):
                 if told:
                     values[:, columns] = torch.cat(told, 1)[:, places]
                 found.append((task, codes, labels[mine][batch], values))
-        model.train(training)
         joined: dict[tuple, list] = defaultdict(list)
         for task, codes, labels, values in gather_object(found):
             joined[task, codes].append((labels, values))

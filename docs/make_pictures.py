@@ -104,8 +104,9 @@ event in time; in one picture it looks like `AU43`.
 
 ## Units of FEAFA
 
-The data set FEAFA numbers 24 units of its own: `FEAFA12` is not `AU12`. Left and right are the subject's, so the left
-mouth corner lies on the right of the picture. A jaw thrust can hardly be seen from the front.
+The data set FEAFA numbers 24 units of its own: `FEAFA12` is not `AU12`. Left and right are taken
+for the subject's, so that the left mouth corner lies on the right of the picture; its papers do not say whose
+they are. A jaw thrust can hardly be seen from the front.
 
 {feafa}
 

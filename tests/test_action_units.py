@@ -167,3 +167,16 @@ def test_unknown_task_says_what_is_accepted():
 def test_user_units_are_checked(fields):
     with pytest.raises(ValueError, match="ActionUnit"):
         ActionUnit(*fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"muscles": "zygomaticus major"}, "muscles is 'zygomaticus major'; give a tuple of names"),
+        ({"action": "one eye\ncloses"}, "line break or <image>; leave it out"),
+        ({"region": "<image>"}, "line break or <image>; leave it out"),
+    ],
+)
+def test_a_user_unit_cannot_spoil_the_description(fields, told):
+    with pytest.raises(ValueError, match=told):
+        ActionUnit(**{"code": "X", "name": "n", "action": "a", "region": "r"} | fields)

@@ -1,17 +1,25 @@
 import copy
 import json
+import logging
 
 import pytest
 import torch
 from conftest import tiny_model
 from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoTokenizer,
+    BitImageProcessorPil,
     CLIPVisionConfig,
     ConvNextV2Config,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
+    GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
@@ -22,7 +30,7 @@ from transformers import (
     ViTConfig,
 )
 
-from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaModel
+from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaModel, AuLlavaProcessor
 from au_llava.modeling_au_llava import moved
 
 
@@ -118,6 +126,44 @@ def test_any_language_model_generates(language):
     inputs = prompt(model)
     new = model.generate(**inputs, do_sample=False, max_new_tokens=5, min_new_tokens=5)
     assert new.shape == (2, inputs["input_ids"].shape[1] + 5)
+
+
+def test_a_language_model_that_would_not_fit_is_refused():
+    vision = Dinov2Config(**VISION, **SQUARE)
+    gpt2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99}
+    with pytest.raises(ValueError, match="gpt2 ties its head to embeddings that are not called embed_tokens"):
+        AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**gpt2))
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**gpt2, tie_word_embeddings=False))
+    assert model(**prompt(model)).logits.shape[-1] == 100
+
+
+def test_what_a_language_model_does_to_its_scores_is_told(caplog):
+    granite = GraniteConfig(**TEXT, num_key_value_heads=2, logits_scaling=8.0)
+    with caplog.at_level(logging.WARNING, logger="au_llava.modeling_au_llava"):
+        AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), granite)
+    assert "granite has logits_scaling=8.0, which is left out here" in caplog.text
+
+
+def test_from_backbones_hands_access_to_whatever_is_loaded(tmp_path, tokenizer, monkeypatch):
+    vision, language, seen = str(tmp_path / "vision"), str(tmp_path / "language"), []
+    Dinov2Model(Dinov2Config(**VISION, **SQUARE)).save_pretrained(vision)
+    BitImageProcessorPil().save_pretrained(vision)
+    AutoModelForCausalLM.from_config(LlamaConfig(**TEXT | {"vocab_size": len(tokenizer)})).save_pretrained(language)
+    tokenizer.save_pretrained(language)
+    access = {"token": "secret", "cache_dir": str(tmp_path), "local_files_only": True}
+    for kind in (AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, AutoImageProcessor):
+
+        def loaded(*args, load=kind.from_pretrained, name=kind.__name__, **kwargs):
+            seen.append((name, {key: kwargs.get(key) for key in access}))
+            return load(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "from_pretrained", loaded)
+    AuLlavaForConditionalGeneration.from_backbones(vision, language, **access)
+    AuLlavaProcessor.from_backbones(vision, language, **access)
+    assert {name for name, _ in seen} >= {"AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor"}
+    assert [own for _, own in seen] == [access] * len(seen)
+    # And what is made from a configuration needs none of it.
+    AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), language, **access)
 
 
 def test_from_backbones_takes_folders_and_keeps_their_weights(tmp_path, tokenizer):

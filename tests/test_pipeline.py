@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -77,8 +78,11 @@ def test_whatever_holds_many_pictures_is_a_list(pipe, crops, tmp_path):
     for images in many:
         assert pipe(images, detector="none") == expected, type(images)
     assert list(pipe(dict.fromkeys(names).keys(), detector="none")) == expected
-    for one in (arrays[0], arrays[0][..., 0], (tmp_path / "0.png").read_bytes()):
+    file = (tmp_path / "0.png").read_bytes()
+    for one in (arrays[0], arrays[0][..., 0], file, bytearray(file), memoryview(file), BytesIO(file)):
         assert pipe(one, detector="none")[0]["task"] == "detection"
+    with open(names[0], "rb") as opened:
+        assert pipe([opened, BytesIO((tmp_path / "1.png").read_bytes())], detector="none") == expected
     with pytest.raises(ValueError, match="The given dict"):
         pipe({"image": names[0]}, detector="none")
 

@@ -57,6 +57,29 @@ def test_a_mirrored_face_gets_the_mirrored_answer(model, processor, task, readou
     torch.testing.assert_close(answer.distributions.gather(-1, near)[..., 0], answer.probabilities)
 
 
+def test_amid_a_training_answers_are_those_in_use_and_nothing_is_learnt(model, processor):
+    own = copy.deepcopy(model)
+    for layer in own.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    norm = torch.nn.BatchNorm1d(17)  # as encoders have them that are no transformers
+    own.model.vision_tower.layernorm = torch.nn.Sequential(own.model.vision_tower.layernorm, norm)
+    expected, _, _ = ask(own.eval(), processor, "detection", "bp4d")
+    own.train()
+    own.lm_head.eval()
+    found, _, _ = ask(own, processor, "detection", "bp4d")
+    assert torch.equal(found.distributions, expected.distributions)
+    assert norm.num_batches_tracked == 0 and own.training and norm.training and not own.lm_head.training
+    assert torch.equal(ask(own.eval(), processor, "detection", "bp4d")[0].distributions, expected.distributions)
+
+
+@pytest.mark.parametrize(("task", "units"), [("detection", "AU6,AU12"), ("intensity_level", "bp4d")])
+def test_answers_about_something_else_are_not_read(model, processor, task, units):
+    answer, _, _ = ask(model, processor, "detection", "bp4d")
+    for read in (processor.read, processor.calibrate):
+        with pytest.raises(ValueError, match=r"about 12 Action Units with 2 values each, not about .* of " + task):
+            read(answer, task, units)
+
+
 def test_both_sides_count_alike_and_only_where_both_were_asked(model, processor):
     answer, inputs, grammar = ask(model, processor, "intensity_level", "FEAFA1,FEAFA22", mirror=True)
     assert grammar.mirrored == [-1, 1]  # the right eye was not asked about

@@ -24,6 +24,7 @@ from .action_units import CATALOGUE, get_task
 
 INK, PALE, TRACK, ACTIVE = "#1a1a1a", "#5f6368", "#e3e6ea", "#0072B2"
 INACTIVE = "#a3abb5"
+SEEN = 0.1  # from which intensity on, 0 to 1, a unit is said to act: a trace is an error as often as not
 FACE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -65,20 +66,35 @@ def answer_text(unit: dict, task: str) -> str:
 def is_active(unit: dict, task: str) -> bool:
     """Whether an answer says that a unit acts: a value above the lowest, or a mean that is nearer to such a value.
 
+    An intensity has to be `SEEN` at least.
+
     >>> is_active({"value": 0.3}, "detection"), is_active({"value": 0.3, "threshold": 0.25}, "detection")
     (False, True)
     """
     lowest, second = get_task(task).values[:2]
-    return unit["value"] >= unit.get("threshold", (lowest + second) / 2)
+    return unit["value"] >= (SEEN if task == "intensity" else unit.get("threshold", (lowest + second) / 2))
+
+
+def shown(unit: dict, task: str) -> float:
+    """What is drawn of an answer: the expected value, which tells more than 0 or 1, or a level.
+
+    Of an intensity it is the answer, for calibration sets that right, and not the mean.
+
+    >>> unit = {"value": 1, "expected_value": 0.15}
+    >>> shown(unit, "intensity_level"), shown(unit, "intensity")
+    (0.15, 1)
+    """
+    return unit["value"] if task == "intensity" else unit["expected_value"]
 
 
 def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title: str | None = None) -> Image.Image:
     """A bar for each Action Unit of one face.
 
-    The bar is the expected value, on a scale of the task's whole range; for `detection` that is the probability that
-    the unit is present, and a line stands at the threshold from which it is called so, where the result tells it.
-    Where it tells the interval in which the truth lies nine times in ten, a line with two ends spans it. The text at
-    a bar's end is the model's answer. Units whose answer is 0 have grey bars.
+    The bar is what [`shown`] gives, on a scale of the task's whole range: of an `intensity` the answer, else the
+    expected value, which for `detection` is the probability that the unit is present; a line stands at the threshold
+    from which it is called so, where the result tells it. Where it tells the interval in which the truth lies nine
+    times in ten, a line with two ends spans it. The text at a bar's end is the model's answer. Units that do not act
+    have grey bars; see [`is_active`].
 
     Args:
         action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result.
@@ -103,12 +119,13 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     image = Image.new("RGB", (width, top + row * len(action_units) + row + pad), "white")
     draw = ImageDraw.Draw(image)
     draw.text((pad, pad), _fit(title or _title(task), bold, width - 2 * pad), INK, bold)
-    meaning = "probability that it is present" if len(chosen.values) == 2 else "mean of the model's distribution"
+    meanings = {"detection": "probability", "intensity_level": "mean; text: answer", "intensity": "answer"}
+    meaning = f"bar: {meanings[task]}"
     if any("threshold" in unit for unit in action_units.values()):
-        meaning += "; line: its threshold"
+        meaning += "; line: threshold"
     if any("interval" in unit for unit in action_units.values()):
-        meaning = "the model's mean; line: 9 of 10 true values"
-    draw.text((pad, pad + 1.5 * size), _fit(f"bar: {meaning}; text: the answer", plain, width - 2 * pad), PALE, plain)
+        meaning += "; line: 9 of 10 true values"
+    draw.text((pad, pad + 1.5 * size), _fit(meaning, plain, width - 2 * pad), PALE, plain)
 
     code_width = max(bold.getlength(code) for code in action_units) + size
     left = round(pad + code_width + min(0.36 * width, max(plain.getlength(u["name"]) for u in action_units.values())))
@@ -131,7 +148,7 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
         draw.text((pad + code_width, middle), name, INK, plain, anchor="lm")
         reach = row * 0.28
         draw.rectangle([left, middle - reach, across(high), middle + reach], TRACK)
-        end = across(min(max(unit["expected_value"], low), high))
+        end = across(min(max(shown(unit, task), low), high))
         draw.rectangle([left, middle - reach, end, middle + reach], ACTIVE if active else INACTIVE)
         if "threshold" in unit:
             limit, beyond = across(unit["threshold"]), row * 0.4
@@ -231,7 +248,7 @@ def draw_evidence(crop: Image.Image, action_units: dict[str, dict], task: str, w
     """Where the model looked: the face crop with the evidence of each active Action Unit, a tile for each.
 
     The redder a place, the larger is its share of what the answer rested on, relative to the largest share of that
-    tile. Where no unit is active, those with the highest expected values are shown.
+    tile. Where no unit is active, those with the highest values are shown.
 
     Args:
         crop (`PIL.Image.Image`): The aligned face crop that was recognised, as [`find_faces`] gives it.
@@ -245,14 +262,14 @@ def draw_evidence(crop: Image.Image, action_units: dict[str, dict], task: str, w
     Raises:
         ValueError: The results hold no evidence.
     """
-    shown = {code: unit for code, unit in action_units.items() if "evidence" in unit}
-    if not shown:
+    traced = {code: unit for code, unit in action_units.items() if "evidence" in unit}
+    if not traced:
         raise ValueError("The results hold no evidence; ask the pipeline with return_evidence=True.")
     columns = 4
-    active = {code: unit for code, unit in shown.items() if is_active(unit, task)}
+    active = {code: unit for code, unit in traced.items() if is_active(unit, task)}
     if not active:
-        highest = sorted(shown, key=lambda code: -shown[code]["expected_value"])[:columns]
-        active = {code: shown[code] for code in highest}
+        highest = sorted(traced, key=lambda code: -shown(traced[code], task))[:columns]
+        active = {code: traced[code] for code in highest}
     side, size = width // columns, max(10, width // 42)
     line, font = 2 * size, _font(size, bold=True)
     grey = ImageOps.autocontrast(ImageOps.grayscale(crop.convert("RGB")), cutoff=1).convert("RGB")
@@ -286,10 +303,10 @@ _HEAD = (40, 14, 184, 212)
 
 
 def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, title: str | None = None) -> Image.Image:
-    """A drawn face on which the places of the Action Units are the darker, the higher their expected values are.
+    """A drawn face on which the places of the Action Units are the darker, the higher their values, see [`shown`].
 
     Units of one side colour that side, which is the subject's: the subject's left is the picture's right. Where places
-    overlap, the highest value counts. Beside it the units stand in order, those whose answer is not 0 in bold.
+    overlap, the highest value counts. Beside it the units stand in order, those that act in bold.
 
     Args:
         action_units (`dict[str, dict]`): `face["action_units"]` of a pipeline's result. Units that are not in the
@@ -323,7 +340,7 @@ def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, ti
         mask = Image.new("L", (2 * side, 2 * side))
         for box in region(CATALOGUE[code]) if code in CATALOGUE else ():
             ImageDraw.Draw(mask).ellipse([edge * scale for edge in box], 255)
-        share = (min(max(unit["expected_value"], low), high) - low) / (high - low)
+        share = (min(max(shown(unit, task), low), high) - low) / (high - low)
         strength = np.maximum(strength, share * (np.asarray(mask) > 0))
     white, full = np.array([255.0, 255.0, 255.0]), np.array(ImageColor.getrgb(ACTIVE), dtype=float)
     face = Image.fromarray((white + (full - white) * strength[..., None]).astype(np.uint8))
@@ -344,13 +361,13 @@ def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, ti
         INK,
         _font(size, bold=True),
     )
-    order = sorted(action_units, key=lambda code: -action_units[code]["expected_value"])
+    order = sorted(action_units, key=lambda code: -shown(action_units[code], task))
     small = max(8, min(size, round(step / 1.25)))
     for place, code in enumerate(order):
         unit = action_units[code]
         active = is_active(unit, task)
         font = _font(small, bold=active)
-        text = _fit(f"{code}  {unit['expected_value']:.2f}  {unit['name']}", font, width - side - size)
+        text = _fit(f"{code}  {shown(unit, task):.2f}  {unit['name']}", font, width - side - size)
         draw.text((side, top + (place + 0.5) * step), text, INK if active else PALE, font, anchor="lm")
     return image
 
@@ -370,7 +387,7 @@ def draw_timeline(values: dict[int, np.ndarray], units: dict[str, str], task: st
     """How the Action Units of a video's faces change over time, as a heat map for each face.
 
     Args:
-        values (`dict[int, np.ndarray]`): By face id, `(units, steps)` expected values in the task's range, equal steps
+        values (`dict[int, np.ndarray]`): By face id, `(units, steps)` what [`shown`] gives of each answer, equal steps
             of time; NaN (drawn white) where the face was not seen.
         units (`dict[str, str]`): The names of the Action Units by code, in the order of the values' rows.
         task (`str`): The task that the values answer.
@@ -399,6 +416,6 @@ def draw_timeline(values: dict[int, np.ndarray], units: dict[str, str], task: st
         axes.set_yticks(range(len(units)), [f"{code} {name}" for code, name in units.items()], fontsize=8)
         axes.set_title(f"Face {number}", fontsize=10, loc="left")
     all_axes[-1].set_xlabel("time in seconds")
-    scale = "probability that it is present" if len(chosen.values) == 2 else f"{chosen.answer}; mean"
+    scale = {"detection": "probability", "intensity_level": "mean, 0 to 5", "intensity": "answer, 0 to 1"}[task]
     figure.colorbar(picture, ax=all_axes, fraction=0.03, pad=0.01).set_label(scale, fontsize=8)
     return figure

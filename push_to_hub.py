@@ -272,7 +272,11 @@ def main() -> None:
     parser.add_argument("--tag", help="a name for this version, such as v1.0")
     parser.add_argument("--message", default="Publish", help="the commit's first line")
     parser.add_argument("--verify", action="store_true", help="then load it from the Hub and compare its answers")
-    commit = publish(**vars(parser.parse_args()))
+    args = parser.parse_args()
+    try:
+        commit = publish(**vars(args))
+    except (ValueError, OSError, RuntimeError) as error:  # what is wrong with what was asked, or with the network
+        sys.exit(f"push_to_hub.py: {error}")
     print(f'{commit.commit_url}\nLoad this version with revision="{commit.oid}".')
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from . import default_checkpoint
 from .action_units import TASKS, describe, get_task
-from .drawing import answer_text, draw_faces
+from .drawing import answer_text, draw_faces, is_active, shown
 from .inputs import PICTURES
 from .photos import Photo, check_detector, detector_name, load_pipeline, provenance, questions, recognize
 from .recognize import face_heading
@@ -90,7 +90,7 @@ def template(name: str) -> Template:
     pages = Environment(
         loader=PackageLoader("au_llava", "."), autoescape=select_autoescape(["html"]), trim_blocks=True
     )
-    pages.globals.update(answer_text=answer_text, get_task=get_task)
+    pages.globals.update(answer_text=answer_text, get_task=get_task, is_active=is_active, shown=shown)
     return pages.get_template(name)
 
 

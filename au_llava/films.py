@@ -146,7 +146,8 @@ def write_timelines(
     longest = sorted(number for number, _ in counts.most_common(FACES))
     if not longest:
         return []
-    keys = [f"{unit.code}_{task}_expected" for task, units in asked for unit in units]
+    kinds = {"detection": "_expected", "intensity_level": "_expected", "intensity": ""}  # as `drawing.shown` has it
+    keys = [f"{unit.code}_{task}{kinds[task]}" for task, units in asked for unit in units]
     sums, seen = np.zeros((len(longest), len(keys), STEPS)), np.zeros((len(longest), STEPS))
     frames = ((time, list(group)) for time, group in groupby(rows(), lambda row: row["time"]))
     for (time, group), (following, _) in pairwise(chain(frames, [(seconds, [])])):

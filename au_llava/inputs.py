@@ -45,6 +45,8 @@ VIDEOS = (
     ".mts",
     ".m2ts",
 )
+# What a picture or a film with boxes is called that was made of an input, as in smile.jpg.png
+_OVERLAY = re.compile(rf"({'|'.join(map(re.escape, PICTURES + VIDEOS))})\.(png|mp4)$", re.IGNORECASE)
 _TIMELINE = re.compile(rf"\.(csv|jsonl|parquet)\..+\.({'|'.join(TASKS)})\.png$")
 
 
@@ -61,33 +63,37 @@ def is_camera(name: str) -> bool:
 def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     """Every picture and video that the inputs name, each once, in order.
 
-    How many files in folders have other endings is told on standard error.
+    How many files in folders have other endings, or are named like overlays, is told on standard error.
 
     Args:
         inputs: Files, http(s) addresses, folders (searched with all below them), patterns such as `"day?/*.jpg"`, or
             `"-"` for a list of those on standard input, one a line. What names no picture is kept, to be reported.
-            Time lines, which this program writes, are no inputs unless they are named.
+            Hidden files and folders, and time lines and overlays, which this program writes, are no inputs unless
+            they are named.
         leave_out (`Path`, *optional*): The overlays' folder, whose files are no inputs either.
 
     Raises:
         ValueError: An empty text, an address of a video, or a folder or pattern all of whose files lie in `leave_out`.
     """
     passed: set[Path] = set()
-    found = _search(inputs, leave_out, passed)
+    drawn: set[str] = set()
+    found = _search(inputs, leave_out, passed, drawn)
     if passed:
         counts = Counter(path.suffix.lower() or "without an ending" for path in passed).most_common()
         told = ", ".join(f"{count} {ending}" for ending, count in counts[:8]) + (" and others" if counts[8:] else "")
         print(f"Passed over, for their endings are not those of pictures or videos: {told}.", file=sys.stderr)
+    if drawn:
+        print(f"Passed over, for they are named like overlays, as {min(drawn)}: {len(drawn)}.", file=sys.stderr)
     return list(dict.fromkeys(found))
 
 
-def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path]) -> list[str]:
+def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path], drawn: set[str]) -> list[str]:
     found: list[str] = []
     spared = leave_out and Path(os.path.abspath(leave_out))  # it and what holds it may be named differently
     for text in inputs:
         if text == "-":
             lines = (os.fsdecode(line).strip() for line in sys.stdin.buffer)  # names need not be UTF-8
-            found += _search((line for line in lines if line), leave_out, passed)
+            found += _search((line for line in lines if line), leave_out, passed, drawn)
         elif not text:
             raise ValueError("An input is an empty text, as from a variable that is not set; name a file or a folder.")
         elif _is_address(text) and is_video(text):
@@ -98,20 +104,32 @@ def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path]) ->
             kept = [file for file in files if spared not in (path := Path(os.path.abspath(file)), *path.parents)]
             if files and not kept:
                 raise ValueError(f"--overlay {leave_out} holds all of {text}; name another folder.")
-            found += kept or [text]
+            overlays = {file for file in kept if _OVERLAY.search(file)}
+            drawn |= overlays
+            found += [file for file in kept if file not in overlays] or [text]
         else:
             found.append(text)
     return found
 
 
 def _files(match: str, passed: set[Path]) -> list[str]:
-    """A file itself; of a folder the pictures and videos below it. Other files there that can be seen are noted."""
+    """A file itself; of a folder the pictures and videos below it. Other files there that can be seen are noted.
+
+    Linked folders are entered, each once; a picture's link that leads nowhere is taken, to be reported.
+    """
     if not Path(match).is_dir():
         return [match]
-    files = [path for path in Path(match).rglob("*") if not path.name.startswith(".") and path.is_file()]
-    taken = [path for path in files if path.suffix.lower() in PICTURES + HEIC + VIDEOS]
-    hidden = [path for path in files if any(part.startswith(".") for part in path.relative_to(match).parts)]
-    passed.update(set(files) - set(taken) - set(hidden))
+    taken, been = [], set()
+    for folder, folders, names in os.walk(match, followlinks=True):
+        place = os.path.realpath(folder)
+        folders[:] = [] if place in been else sorted(name for name in folders if not name.startswith("."))
+        names = [] if place in been else [name for name in names if not name.startswith(".")]
+        been.add(place)
+        for path in (Path(folder, name) for name in names):
+            if path.suffix.lower() in PICTURES + HEIC + VIDEOS:
+                taken += [path] if path.is_file() or path.is_symlink() else []
+            elif path.is_file():
+                passed.add(path)
     return [str(path) for path in sorted(taken)]
 
 

@@ -201,9 +201,9 @@ def _downloads(pipe, found: list[dict], asked: list[Question], detector: str, st
     with TemporaryDirectory() as folder:
         table, whole = Path(folder, "faces.csv"), Path(folder, "faces.json")
         write_table(table, iter(found), chosen, provenance(pipe, detector))
-        meaning = json.loads(table.with_name("faces.csv.columns.json").read_text())
+        meaning = json.loads(table.with_name("faces.csv.columns.json").read_text(encoding="utf-8"))
         named = [{column.name: column.value(row) for column in chosen} for row in found]
-        whole.write_text(json.dumps(meaning | {"rows": named}, ensure_ascii=False, indent=1))
+        whole.write_text(json.dumps(meaning | {"rows": named}, ensure_ascii=False, indent=1), encoding="utf-8")
         return [
             {"name": f"{stem}.csv", "link": _link(table, "text/csv")},
             {"name": f"{stem}.json", "link": _link(whole, "application/json")},

@@ -25,6 +25,7 @@ from .photos import Photo, Question, check_detector, load_pipeline, provenance, 
 from .smoothing import smoothed
 from .tables import (
     FORMATS,
+    OPENFACE,
     Column,
     columns,
     failure,
@@ -46,6 +47,11 @@ def run(arguments: Namespace) -> int:
     asked, chosen, output = prepared(arguments)
     if arguments.evidence and not arguments.overlay:
         raise ValueError("--evidence is drawn on overlays; give --overlay too.")
+    if arguments.smooth and arguments.fps and arguments.smooth * arguments.fps < 2:
+        raise ValueError(
+            f"--smooth {arguments.smooth:g} seconds hold no other frame at --fps {arguments.fps:g}; give at least "
+            f"{2 / arguments.fps:g}, or leave one of the two out."
+        )
     crew = _crew(arguments)
     names = expand(arguments.input, arguments.overlay) if crew.is_main_process else []
     [inputs] = broadcast_object_list([described(names)])
@@ -282,6 +288,8 @@ def _tell_mapping(asked: list[Question], chosen: list) -> None:
             if not any(column.description.startswith(f"{unit.code}_{task}") for column in mapped)]  # fmt: skip
     if left:
         print("Without a name in OpenFace and left out:", ", ".join(left), file=sys.stderr)
+    if absent := [name for name in OPENFACE if name not in [column.name for column in mapped]]:
+        print("Columns of OpenFace that are not there:", ", ".join(absent), file=sys.stderr)
 
 
 def _print(photo: Photo) -> None:

@@ -10,13 +10,14 @@ from .photos import Question
 
 
 def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Iterator[dict]:
-    """Rows with each answer and all that goes with it of a video's face replaced by its median over time.
+    """Rows with each answer of a video's face, expected value and interval replaced by their medians over time.
 
     The median is taken over the frames of the same face from half a window before to half a window after, by their
     times and not by their count, so that a variable frame rate does no harm. A median drops what lasts less than half
     a window, such as a single wrong frame, and leaves sharp beginnings and ends where they are; of an even number of
-    values the lower middle one is taken, so that an answer stays one that the task allows. Only a window's rows are
-    in memory at a time. Rows without a time, such as photographs', pass as they are.
+    values the lower middle one is taken, so that an answer stays one that the task allows. A probability stays that
+    of the answer: of 0 or 1 it follows from the expected value, else it is the median over the frames so answered.
+    Only a window's rows are in memory at a time. Rows without a time, such as photographs', pass as they are.
 
     Args:
         rows (`Iterable[dict]`): As [`tables.rows`] gives them, each file's together and in the order of time.
@@ -31,13 +32,11 @@ def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Ite
     >>> [row[key] for row in smoothed(rows, [("detection", select("AU1"))], 0.2)]
     [0.1, 0.1, 0.1, 0.8, 0.8, 0.8, 0.8]
     """
-    kinds = ("", "_probability", "_expected", "_low", "_high")
-    keys = [f"{unit.code}_{task}{kind}" for task, units in asked for unit in units for kind in kinds]
     for _, group in groupby(rows, lambda row: row["file"]):
-        yield from _of_one_file(group, keys, seconds / 2 + 1e-6)
+        yield from _of_one_file(group, asked, seconds / 2 + 1e-6)
 
 
-def _of_one_file(rows: Iterable[dict], keys: list[str], half: float) -> Iterator[dict]:
+def _of_one_file(rows: Iterable[dict], asked: list[Question], half: float) -> Iterator[dict]:
     before: deque[dict] = deque()  # given already, but still within the windows of those to come
     waiting: deque[dict] = deque()  # whose windows are not full yet
 
@@ -48,7 +47,7 @@ def _of_one_file(rows: Iterable[dict], keys: list[str], half: float) -> Iterator
                 before.popleft()
             near = [one for one in (*before, *waiting) if one["time"] <= row["time"] + half]
             same = [one for one in near if one.get("face") == row.get("face")]
-            yield row | {key: median_low(one[key] for one in same) for key in keys if key in row}
+            yield row | _medians(same, asked)
             before.append(waiting.popleft())
 
     for row in rows:
@@ -59,3 +58,20 @@ def _of_one_file(rows: Iterable[dict], keys: list[str], half: float) -> Iterator
             yield from ready(inf)
             yield row
     yield from ready(inf)
+
+
+def _medians(same: list[dict], asked: list[Question]) -> dict:
+    """The answers of some rows of one face, and what goes with them."""
+    found: dict = {}
+    for task, units in asked:
+        for key in (f"{unit.code}_{task}" for unit in units):
+            names = [f"{key}{kind}" for kind in ("", "_expected", "_low", "_high")]
+            found |= {name: median_low(one[name] for one in same) for name in names if name in same[0]}
+            if (likely := f"{key}_probability") not in same[0]:
+                continue
+            if task == "detection":
+                present = found[f"{key}_expected"]
+                found[likely] = present if found[key] else round(1 - present, 6)
+            else:
+                found[likely] = median_low(one[likely] for one in same if one[key] == found[key])
+    return found

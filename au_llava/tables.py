@@ -16,6 +16,9 @@ from .photos import Photo, Question
 
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+# The columns of Action Units that OpenFace 2 writes; AU28 has no intensity.
+_OPENFACE = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28, 45)
+OPENFACE = [f"AU{unit:02d}_{kind}" for kind in "rc" for unit in _OPENFACE if (unit, kind) != (28, "r")]
 HELD = "holds the true value nine times in ten, of faces like those the model was calibrated on; else empty"
 
 
@@ -39,7 +42,13 @@ _PLACE = (
     _own("file", "string", "", "", "The input, as it was given or found"),
     _own("frame", "int64", "frame", "0 and up", "Number of the video frame; empty for a photograph"),
     _own("time", "float64", "second", "0 and up", "When the video frame is shown; empty for a photograph"),
-    _own("face", "int64", "", "1 and up", "The face: largest first in a photograph, the same person along a video"),
+    _own(
+        "face",
+        "int64",
+        "",
+        "1 and up",
+        "The face: largest first in a photograph; in a video an id that stays with a place, not a person",
+    ),
     *(
         _own(
             f"box_{side}", "float64", "pixel", "inside the picture", f"{text} of the face's box in the upright picture"
@@ -169,7 +178,8 @@ def write_table(path: Path, rows: Iterable[dict], chosen: list[Column], about: d
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
     with replaced(path.with_name(path.name + ".columns.json")) as draft:
         meaning = [{k: v for k, v in asdict(column).items() if k != "value"} for column in chosen]
-        draft.write_text(json.dumps({"columns": meaning, "produced by": about}, indent=2, ensure_ascii=False) + "\n")
+        told = json.dumps({"columns": meaning, "produced by": about}, indent=2, ensure_ascii=False)
+        draft.write_text(f"{told}\n", encoding="utf-8")
 
 
 def _write_parquet(path: Path, named: Iterable[dict], chosen: list[Column]) -> None:

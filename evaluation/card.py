@@ -97,7 +97,7 @@ def _section(results: dict) -> str:
         "",
         f"{first['samples']} pictures of {first['subjects']} people, split `{settings['split']}`. Protocol "
         f"({settings['protocol']}): {results['protocol']}. In brackets 95 % intervals from resampling people. The "
-        "baselines answer the same for every picture and are made of the very labels they are scored on.",
+        "constant baselines answer the same for every picture and are made of the very labels they are scored on.",
     ]
     for task, result in results["tasks"].items():
         metrics = COMPARED[is_detection(task)]

@@ -273,6 +273,27 @@ def test_what_the_command_wrote_is_no_input(photos):
     assert expand(["in"]) == expand(["in/**/*.png", "in/**/*.jp*g", "in/**/*.JP*G"]) == photos
 
 
+def test_overlays_of_an_earlier_job_are_no_inputs(photos, capsys):
+    Path("in/drawn/sub").mkdir(parents=True)
+    for name in ("a.png.png", "sub/b.jpg.png", "sub/talk.MP4.mp4"):
+        Path("in/drawn", name).touch()
+    assert expand(["in"]) == photos
+    assert capsys.readouterr().err == "Passed over, for they are named like overlays, as in/drawn/a.png.png: 3.\n"
+    assert expand(["in/drawn/a.png.png"]) == ["in/drawn/a.png.png"]
+
+
+def test_hidden_folders_are_left_out_and_linked_ones_entered(photos):
+    for folder in (".thumbs", "elsewhere"):
+        Path(folder).mkdir()
+        Image.new("RGB", (50, 50)).save(f"{folder}/e.jpg")
+    Path(".thumbs").rename("in/.thumbs")
+    Path("in/linked").symlink_to("../elsewhere")
+    Path("in/sub/round").symlink_to("..")  # no walk without an end
+    Path("in/gone.jpg").symlink_to("nowhere.jpg")
+    a, *below = photos
+    assert expand(["in"]) == [a, "in/gone.jpg", "in/linked/e.jpg", *below]
+
+
 def test_folders_and_addresses_are_told_from_files(au, photos):
     Path("in/frames.jpg").mkdir()
     Path("in/sub").rename("in/frames.jpg/day2")

@@ -72,6 +72,15 @@ def test_means_are_drawn_as_numbers(task):
     assert f"{0.437 * highest:.2f} (" in text_table([entry])
 
 
+def test_an_intensity_is_drawn_as_it_is_answered_and_a_trace_is_not_called_active():
+    unit = {"name": "A", "value": 0.4, "probability": 0.1, "expected_value": 0.15}
+    trace = unit | {"value": 0.04}
+    drawn = [draw_bars({"AU1": one}, "intensity") for one in (unit, trace)]
+    lengths = [max(pixels(image, colour).sum(1).max() for colour in (ACTIVE, INACTIVE)) for image in drawn]
+    assert lengths[0] / lengths[1] == pytest.approx(10, rel=0.1)
+    assert pixels(drawn[0], ACTIVE).any() and not pixels(drawn[1], ACTIVE).any()
+
+
 def test_only_an_active_unit_has_a_coloured_bar():
     absent, present = (draw_bars(face("detection", [share])["action_units"], "detection") for share in (0.49, 0.51))
     assert not pixels(absent, ACTIVE).any() and pixels(absent, INACTIVE).any()
@@ -207,7 +216,7 @@ def test_a_sheet_shows_the_evidence_where_there_are_crops():
 
 def test_a_face_map_colours_the_places_of_the_units_by_their_values():
     units = face("intensity", [0.0])["action_units"]
-    units["FEAFA12"]["expected_value"], units["FEAFA2"]["expected_value"] = 1.0, 0.5
+    units["FEAFA12"]["value"], units["FEAFA2"]["value"] = 1.0, 0.5
     picture = np.asarray(draw_face_map(units, "intensity", 560)).astype(float)
     scale, top = 336 / 224, round(1.9 * 14)
 

@@ -247,6 +247,26 @@ def test_smoothing_keeps_faces_and_files_apart():
     assert found[-1][key] == 4
 
 
+def test_a_smoothed_probability_is_that_of_the_answer():
+    asked = [("detection", select("AU1")), ("intensity_level", select("AU1"))]
+    rows = [
+        {"file": "a.mp4", "time": step / 10, "face": 1, "AU1_detection": int(present > 0.4),
+         "AU1_detection_probability": present if present > 0.4 else 1 - present, "AU1_detection_expected": present,
+         "AU1_intensity_level": level, "AU1_intensity_level_probability": sure, "AU1_intensity_level_expected": level}
+        for step, (present, level, sure) in enumerate([(0.9, 3, 0.8), (0.1, 0, 0.3), (0.2, 0, 0.9), (0.3, 1, 0.7)])
+    ]  # fmt: skip
+    first, second, *_ = smoothed(iter(rows), asked, 0.2)
+    assert (first["AU1_detection"], first["AU1_detection_expected"], first["AU1_detection_probability"]) == (
+        0, 0.1, 0.9
+    )  # fmt: skip
+    assert (second["AU1_intensity_level"], second["AU1_intensity_level_probability"]) == (0, 0.3)
+
+
+def test_a_window_without_another_frame_is_refused(clip, folder, capsys):
+    assert recognize(folder, clip, "--fps", "2", "--smooth", "0.5", "--output", "t.csv") == 2
+    assert "--smooth 0.5 seconds hold no other frame at --fps 2; give at least 1," in capsys.readouterr().err
+
+
 def test_a_time_line_has_no_gap_where_frames_are_far_apart(clip, monkeypatch):
     drawn = []
     monkeypatch.setattr(
@@ -582,6 +602,6 @@ def test_a_time_line_shows_the_values():
         "AU1 Inner Brow Raiser",
         "AU12 Lip Corner Puller",
     ]
-    assert "0 (absent) to 5 (maximum)" in bar.get_ylabel()
+    assert bar.get_ylabel() == "mean, 0 to 5"
     with pytest.raises(ValueError, match="no face"):
         draw_timeline({}, {}, "detection", 1.0)

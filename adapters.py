@@ -20,7 +20,6 @@ from transformers.utils import cached_file
 
 from au_llava import __version__
 
-from .face_alignment import CROP_SIZE
 from .modeling_au_llava import AuLlavaForConditionalGeneration
 from .processing_au_llava import AuLlavaProcessor
 
@@ -133,13 +132,10 @@ def assemble(
         check_made_with(folder, parts)
         return
     model = AuLlavaForConditionalGeneration.from_backbones(vision, language, gguf_file=gguf_file, dtype=dtype)
-    processor = AuLlavaProcessor.from_backbones(
-        vision,
-        language,
-        patch_size=CROP_SIZE // math.isqrt(model.config.image_seq_length),
-        gguf_file=gguf_file,
-        prompt_layout=prompt_layout,
-    )
+    processor = AuLlavaProcessor.from_backbones(vision, language, gguf_file=gguf_file, prompt_layout=prompt_layout)
+    side = processor.image_processor.crop_size["height"]  # the encoder's own, which is not always a crop's
+    model.config.image_seq_length = model.count_patches(side)
+    processor.patch_size = side // math.isqrt(model.config.image_seq_length)
     # Weights from a GGUF file are plain numbers by now, but their config still calls them quantised.
     for config in (model.config, model.config.text_config):
         config.__dict__.pop("quantization_config", None)

@@ -10,11 +10,21 @@ from trl import SFTConfig, TrlParser
 
 # Self-attention projections of both towers, and nothing else (paper, section III-C).
 # CLIP and SigLIP call the last of them `out_proj`, but so does SigLIP's pooling head, which is none and is not used.
-_ATTENTION = r".*\.((q|k|v|o)_proj|self_attn\.out_proj)"
+# Phi-3 has one projection for three, GPT-NeoX, Falcon and Bloom under a name of their own.
+_ATTENTION = r".*\.((q|k|v|o|qkv)_proj|self_attn\.(out_proj|dense)|(self_)?attention\.(query_key_value|dense))"
 LORA_TARGETS = {
     "both": rf".*(vision_tower|language_model){_ATTENTION}",
     "encoder": rf".*vision_tower{_ATTENTION}",
     "llm": rf".*language_model{_ATTENTION}",
+}
+
+
+# Fields of TRL's that would be passed over in silence, or spoil what a run leaves: the usual value, and what to do.
+_PASSED_OVER = {
+    "resume_from_checkpoint": (None, "a run goes on from its output_dir by itself, see resume"),
+    "save_only_model": (False, "no run goes on from a checkpoint without its optimizer; save_total_limit saves room"),
+    "data_seed": (None, "seed says in what order rows are drawn, too"),
+    "label_smoothing_factor": (0.0, "soft_digits spreads labels to their neighbours"),
 }
 
 
@@ -51,7 +61,10 @@ class AuLlavaArguments:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA."})
     freeze: list[str] = field(
-        default_factory=list, metadata={"help": "Without LoRA: parts that stay as they are, such as vision_tower."}
+        default_factory=list,
+        metadata={
+            "help": "Without LoRA: parts that stay as they are, such as vision_tower, or language_model and lm_head."
+        },
     )
     shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})
     subset: float = field(default=0.0, metadata={"help": "Share of questions (0 to 1) about a random part of them."})
@@ -119,4 +132,15 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
         arguments.lora = None
     if arguments.lora not in (None, *LORA_TARGETS):
         raise ValueError(f"Unknown lora {arguments.lora!r}; accepted: {', '.join(LORA_TARGETS)}, null.")
+    for name in ("held_out", "subset", "neutral", "soft_digits", "rare_weight"):
+        if not 0 <= (share := getattr(arguments, name)) <= 1:
+            raise ValueError(f"{name} is {share}; give a share, 0 to 1.")
+    for name in ("limit", "eval_limit"):
+        if (count := getattr(arguments, name)) is not None and count < 1:
+            raise ValueError(f"{name} is {count}; give 1 or more, or leave it out.")
+    if arguments.lora and arguments.freeze:
+        raise ValueError("freeze is for training without LoRA, which moves nothing but itself and the projector.")
+    for name, (usual, remedy) in _PASSED_OVER.items():
+        if (value := getattr(training, name)) != usual:
+            raise ValueError(f"{name} is {value!r}, and would do nothing or harm: {remedy}.")
     return arguments, training

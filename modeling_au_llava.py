@@ -235,16 +235,18 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         if image_token_id >= vocabulary:
             model.resize_token_embeddings(image_token_id + 1)
 
-        def patches(side: int) -> int:
-            crop = torch.zeros(1, 3, side, side, dtype=vision_tower.dtype, device=vision_tower.device)
-            with torch.no_grad():
-                return len(model.get_image_features(crop).pooler_output[0])
-
         try:
-            model.config.image_seq_length = patches(CROP_SIZE)
+            model.config.image_seq_length = model.count_patches(CROP_SIZE)
         except (ValueError, RuntimeError):  # CLIP, SigLIP and ViT take pictures of one size alone
-            model.config.image_seq_length = patches(vision_tower.config.image_size)
+            model.config.image_seq_length = model.count_patches(vision_tower.config.image_size)
         return model
+
+    @torch.no_grad()
+    def count_patches(self, side: int) -> int:
+        """How many patches, and so image tokens, the vision tower makes of a picture of `side` times `side` pixels."""
+        tower = self.model.vision_tower
+        crop = torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device)
+        return len(self.get_image_features(crop).pooler_output[0])
 
     def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
         # `pipeline(model=ADAPTER)` loads the base's processor; ours then asks for the one beside the adapter.

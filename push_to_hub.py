@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,17 @@ def upload(
     repo_id = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
     if not public:
         check_private(repo_id)
+    elif api.model_info(repo_id).private:
+        raise ValueError(f"{repo_id} is private; make it public in its settings on the Hub, or leave --public out.")
+    # A card that training wrote says how to load the folder, which nobody else has.
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    loads = re.compile(r'from_pretrained\("([^"]+)"')
+    local = {name for name in loads.findall(text) if name != "." and Path(name).is_dir()}
+    for name in local:
+        text = text.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
+    if local:
+        card.write_text(text, encoding="utf-8")
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     before = api.model_info(repo_id, revision=revision)

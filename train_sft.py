@@ -20,7 +20,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import get_token
+from torch.nn import Linear
 from transformers import set_seed
+from transformers.utils import cached_file
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaProcessor
@@ -50,6 +52,8 @@ from push_to_hub import check_private, publish
 # Fields that a run may go on with others of: they do not change what is learnt, or the base remembers them.
 MAY_CHANGE = ("eval_data", "eval_limit", "resume", "merge", "public_licence")
 MAY_CHANGE += ("vision", "language", "gguf_file", "prompt_layout")
+# Names of linear layers in self-attention; SigLIP's pooling `head` has attention that is none, and is not used.
+ATTENTION = re.compile(r"^(?!head\.).*(attn|attention)")
 # Options of a source that evaluate_au.py refuses, for its own options say who is asked what.
 SETTLED = ("split", "config_name", "fold", "task", "threshold", "action_units")
 
@@ -117,6 +121,47 @@ def score_command(model: str, train_data: list[str]) -> str:
     return shlex.join([*command, "--output", f"{model}-scores"])
 
 
+def freeze(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
+    """Let parts of a model stay as they are; with the language model its head.
+
+    Raises:
+        ValueError: There is no such part.
+    """
+    for name in parts:
+        try:
+            part = model.get_submodule("lm_head" if name == "lm_head" else f"model.{name}")
+        except AttributeError as error:
+            known = ", ".join([*(child for child, _ in model.model.named_children()), "lm_head"])
+            raise ValueError(f"freeze names {name!r}, which is no part of the model; its parts: {known}.") from error
+        part.requires_grad_(False)
+        if name == "language_model":
+            model.lm_head.requires_grad_(False)
+
+
+def count_weights(model: AuLlavaForConditionalGeneration, trained: bool = False) -> dict[str, int]:
+    """Numbers in each part, all or the trained ones; a head that is tied to the embeddings counts with them."""
+    parts = dict(model.model.named_children())
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        parts["lm_head"] = model.lm_head
+    return {
+        name: sum(weight.numel() for weight in part.parameters() if weight.requires_grad or not trained)
+        for name, part in parts.items()
+    }
+
+
+def without_lora(model: AuLlavaForConditionalGeneration, towers: str) -> list[str]:
+    """Linear layers in the self-attention of the chosen towers that have no LoRA, each kind once."""
+    chosen = {"both": ("vision_tower", "language_model"), "encoder": ("vision_tower",), "llm": ("language_model",)}
+    return sorted(
+        {
+            f"{tower}: {name.split('.')[-1]}"
+            for tower in chosen[towers]
+            for name, part in model.model.get_submodule(tower).named_modules()
+            if isinstance(part, Linear) and ATTENTION.search(name) and "lora_" not in name and "base_layer" not in name
+        }
+    )
+
+
 def main() -> None:
     arguments, training = read_arguments()
     recipe = Path(sys.argv[sys.argv.index("--config") + 1]).read_text() if "--config" in sys.argv else "none"
@@ -154,7 +199,7 @@ def main() -> None:
     made_with |= {"model": base, "train_data's rows": digest_rows(train)}
     if resumed:
         check_made_with(output_dir, made_with)
-    if Path(base, "adapter_config.json").is_file():
+    if cached_file(base, "adapter_config.json", _raise_exceptions_for_missing_entries=False):
         raise ValueError(f"{base} is an adapter; train on from the merged model, which --merge writes.")
     names = trained_on(train.unique("dataset"), base)
     seen = who_is_in([train])
@@ -165,8 +210,11 @@ def main() -> None:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
         if not public:
             check_private(repo_id)
+    dtype = arguments.dtype
+    if dtype == "auto" and not (training.bf16 or training.fp16):
+        dtype = "float32"  # small steps vanish in the 16 bits that weights are often stored in
     model = AuLlavaForConditionalGeneration.from_pretrained(
-        base, dtype=arguments.dtype, quantization_config=arguments.quantization_config()
+        base, dtype=dtype, quantization_config=arguments.quantization_config()
     )
     processor = AuLlavaProcessor.from_pretrained(base)
     processor.calibration = {}  # what was fitted to the base's answers does not fit those to come
@@ -181,9 +229,8 @@ def main() -> None:
             f"{base}: its processor writes {made[0]} image tokens (id {made[1]}) for a picture, and its model expects "
             f"{expected.image_seq_length} (id {expected.image_token_id}); use the processor saved with the model."
         )
-    for part in arguments.freeze:
-        model.model.get_submodule(part).requires_grad_(False)
-    sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in model.model.named_children()}
+    freeze(model, arguments.freeze)
+    sizes = count_weights(model)
 
     # Training
     targets = None
@@ -217,10 +264,9 @@ def main() -> None:
     for weight in trainer.model.parameters():
         if weight.requires_grad and (training.bf16 or training.fp16):
             weight.data = weight.data.float()  # small steps vanish in 16 bits
-    learnt = {
-        name: sum(weight.numel() for weight in part.parameters() if weight.requires_grad)
-        for name, part in trainer.core().model.named_children()
-    }
+    learnt = count_weights(trainer.core(), trained=True)
+    if arguments.lora and (missed := without_lora(trainer.core(), arguments.lora)):
+        print(f"LoRA does not reach {', '.join(missed)} in self-attention, which stay as they are.")
     parameters = "Parameters (trained / all): " + "; ".join(
         f"{name} {learnt[name]:,} / {size:,}" for name, size in sizes.items()
     )
@@ -231,7 +277,7 @@ def main() -> None:
     if steps < 0:
         steps = math.ceil(training.num_train_epochs * math.ceil(len(train) / batch))
     origins = [base] if arguments.model else [arguments.vision, arguments.language]
-    home = training.hub_model_id if push and training.hub_model_id else output_dir
+    home = repo_id if push else output_dir
     trainer.card = make_card(
         home, origins, bool(arguments.lora), names, arguments.public_licence, parameters, counts, recipe
     )

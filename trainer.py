@@ -116,12 +116,13 @@ class AuLlavaTrainer(SFTTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         given = schedule.base_lrs
+        kept = [{name: own[name] for name in own if name != "params"} for own in schedule.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
-        # States bring their learning rate along, and its place in the old schedule; those of the arguments count.
+        # States bring their rates, decays and the place in the old schedule along; those of the arguments count.
         schedule.base_lrs = given
         groups = schedule.optimizer.param_groups
-        for group, rate, share in zip(groups, given, schedule.lr_lambdas, strict=True):
-            group["initial_lr"], group["lr"] = rate, rate * share(schedule.last_epoch)
+        for group, own, rate, share in zip(groups, kept, given, schedule.lr_lambdas, strict=True):
+            group |= own | {"initial_lr": rate, "lr": rate * share(schedule.last_epoch)}
         schedule._last_lr = [group["lr"] for group in groups]
 
     def note_people(self, folder: str) -> None:

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, DynamicCache
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration
 from au_llava.arguments import LORA_TARGETS
+from au_llava.face_alignment import CROP_SIZE
 
 
 GPUS = (16, 24, 40, 48, 80, 141)  # GB, as they are sold: V100, RTX 4090, A100, L40S, H100, H200
@@ -99,7 +100,7 @@ def build(config: AuLlavaConfig, lora: bool, checkpointing: bool, dtype: torch.d
     return model
 
 
-def step(model, batch: int, text: int, answer: int, shared: bool = False) -> None:
+def step(model, batch: int, text: int, answer: int, shared: bool = False, side: int = CROP_SIZE) -> None:
     """One forward and backward pass, on the model's own device.
 
     Args:
@@ -108,12 +109,13 @@ def step(model, batch: int, text: int, answer: int, shared: bool = False) -> Non
         text (`int`): Tokens of the prompt without the image.
         answer (`int`): Tokens of the answer, on which the loss is.
         shared (`bool`, *optional*): Compute the prompt's text once for the batch, as `SharedPrefixTrainer` does.
+        side (`int`, *optional*, defaults to 224): Pixels along a side of a picture.
     """
     core = model.get_base_model() if isinstance(model, PeftModel) else model
     device, words = core.device, core.get_input_embeddings()
     # A mask that is ready is taken as it is; making one would look at values, which the meta device has not.
     ready = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
-    pictures = torch.zeros(batch, 3, 224, 224, dtype=core.dtype, device=device)
+    pictures = torch.zeros(batch, 3, side, side, dtype=core.dtype, device=device)
     image = torch.stack(core.get_image_features(pictures).pooler_output)
     cache = None
     if shared:

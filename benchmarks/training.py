@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from au_llava.action_units import get_task, select
 from au_llava.arguments import LORA_TARGETS
 from au_llava.datasets_scripts.collator import QuestionCollator
 from au_llava.datasets_scripts.instructions import FEATURES, instruct, make_row
+from au_llava.face_alignment import CROP_SIZE
 from au_llava.losses import AnswerTrainer
 from au_llava.shared_prefix import SharedPrefixTrainer
 from benchmarks.memory import PeakMemory, build, step
@@ -82,12 +82,14 @@ WAYS = (
 )
 
 
-def pair_config(pair: str, processor: AuLlavaProcessor) -> AuLlavaConfig:
-    """The shape of the model: `tiny`, `default` (the checkpoint at the root) or `paper`."""
-    if pair == "paper":
-        return AuLlavaConfig(image_token_index=processor.image_token_id)
+def make_pair(pair: str) -> tuple[AuLlavaConfig, AuLlavaProcessor]:
+    """The shape of the model, `tiny`, `default` (the checkpoint at the root) or `paper`, and the processor for it."""
+    known = AuLlavaProcessor.from_pretrained(default_checkpoint())
     if pair == "default":
-        return AuLlavaConfig.from_pretrained(default_checkpoint())
+        return AuLlavaConfig.from_pretrained(default_checkpoint()), known
+    processor = AuLlavaProcessor.from_backbones(None, known.tokenizer, patch_size=14 if pair == "paper" else 28)
+    if pair == "paper":
+        return AuLlavaConfig(image_token_index=processor.image_token_id), processor
     vision = Dinov2Config(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=28, use_mask_token=False
     )
@@ -95,9 +97,10 @@ def pair_config(pair: str, processor: AuLlavaProcessor) -> AuLlavaConfig:
         vocab_size=len(processor.tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=2,
         num_attention_heads=2,
     )  # fmt: skip
-    return AuLlavaConfig(
+    config = AuLlavaConfig(
         vision_config=vision, text_config=language, image_token_index=processor.image_token_id, image_seq_length=64
     )
+    return config, processor
 
 
 def make_rows(questions: tuple[str, ...], count: int) -> Dataset:
@@ -137,7 +140,9 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def flops(config: AuLlavaConfig, lora: bool, batch: int, text: int, answer: int, shared: bool) -> int:
+def flops(
+    config: AuLlavaConfig, lora: bool, batch: int, text: int, answer: int, shared: bool, side: int = CROP_SIZE
+) -> int:
     """Operations of one forward and backward pass, counted by torch on the meta device.
 
     Args:
@@ -147,11 +152,12 @@ def flops(config: AuLlavaConfig, lora: bool, batch: int, text: int, answer: int,
         text (`int`): Tokens of the prompt without the image.
         answer (`int`): Tokens of the answer.
         shared (`bool`): Whether the text is computed once for the batch.
+        side (`int`, *optional*, defaults to 224): Pixels along a side of a picture.
     """
     model = build(copy.deepcopy(config), lora, checkpointing=False)
     attention = torch.ops.aten._scaled_dot_product_flash_attention_backward
     with FlopCounterMode(display=False, custom_mapping={attention: attention_backward}) as counter:
-        step(model, batch, text, answer, shared)
+        step(model, batch, text, answer, shared, side)
     return counter.get_total_flops()
 
 
@@ -171,15 +177,19 @@ class Stopwatch(TrainerCallback):
         self.times.append(self.clock())
 
     def seconds(self) -> float:
-        """The median step, without the first ones, in which memory is taken and kernels are chosen."""
+        """The mean step, for steps about other questions take other times; without the first third of them, in which
+        memory is taken and kernels are chosen."""
         times = np.diff(self.times)
-        return statistics.median(times[len(times) // 3 :])
+        return float(times[len(times) // 3 :].mean())
 
 
 def measure(
     way: Way, args, config: AuLlavaConfig, processor: AuLlavaProcessor, device: str, folder: str, counted: dict
 ) -> dict:
     """Train for some steps in one way; `counted` keeps what [`flops`] found, by its arguments."""
+    made, expected = processor.image_tokens, config.image_seq_length
+    if made != expected:
+        raise ValueError(f"The processor writes {made} image tokens, and the model makes {expected}; give its own.")
     set_seed(0)
     lora = args.pair == "paper"
     processor = AuLlavaProcessor(
@@ -223,7 +233,7 @@ def measure(
         # The image stands in the prompt as one token here.
         text = len(processor.tokenizer(processor.prompt(task, units), add_special_tokens=False)["input_ids"]) - 1
         answer = len(processor.grammar(task, units))
-        shape = (lora, args.batch, text, answer, shared)
+        shape = (lora, args.batch, text, answer, shared, processor.image_processor.crop_size["height"])
         if shape not in counted:
             counted[shape] = flops(config, *shape)
         needed += counted[shape] / len(way.questions)
@@ -271,9 +281,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.pair == "paper" and device == "cpu":
         parser.error("the paper's pair wants a CUDA GPU of 80 GB or more; benchmarks/memory.py says what it takes")
-    processor = AuLlavaProcessor.from_pretrained(default_checkpoint())
-    config = pair_config(args.pair, processor)
-    processor.patch_size = round(224 / config.image_seq_length**0.5)
+    config, processor = make_pair(args.pair)
     rates = {
         half: matmul_rate(device, torch.bfloat16 if half else torch.float32, clock(args)) for half in (True, False)
     }

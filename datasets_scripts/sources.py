@@ -126,7 +126,8 @@ def check_rows(rows: Dataset, source: str) -> None:
     """See that all rows can be trained on, before hours go into the first ones.
 
     Raises:
-        ValueError: A column is missing, there are no rows, or a label is not in its task's range.
+        ValueError: A column is missing, there are no rows, a label is not in its task's range, or a row has no known
+            label, or a unit twice.
     """
     missing = [name for name in FEATURES if name not in rows.column_names]
     if missing:
@@ -135,6 +136,11 @@ def check_rows(rows: Dataset, source: str) -> None:
         raise ValueError(f"{source}: no rows.")
     for batch in rows.select_columns(["labels", "action_units", "task"]).iter(batch_size=10_000):
         for labels, codes, task in zip(*batch.values(), strict=True):
+            if len(set(codes)) < len(codes) or not any(label is None or label == label for label in labels):
+                raise ValueError(
+                    f"{source}: a row asks about {', '.join(codes)} with the labels {labels}; give each unit once, "
+                    "and leave out rows of which no label is known."
+                )
             wrong = [
                 f"{code}={label!r}"
                 for code, label in zip(codes, labels, strict=True)

@@ -132,8 +132,9 @@ def test_what_the_papers_pair_holds_at_rest():
 def test_training_is_measured(tmp_path):
     """The paper's way, with LoRA on bfloat16 weights and patches of 14 pixels, on a small model."""
     args = argparse.Namespace(pair="paper", batch=2, steps=2, workers=0, processor_time=False)
-    processor = AuLlavaProcessor.from_pretrained(ROOT)
-    config = training.pair_config("tiny", processor)
+    config, processor = training.make_pair("tiny")
+    with pytest.raises(ValueError, match="The processor writes 25 image tokens, and the model makes 64"):
+        training.measure(training.WAYS[0], args, config, AuLlavaProcessor.from_pretrained(ROOT), "cpu", "", {})
     config.vision_config.patch_size, config.image_seq_length, processor.patch_size = 14, 256, 14
     way, counted = next(way for way in training.WAYS if way.name == "text first, shared prefix"), {}
     row = training.measure(way, args, config, processor, "cpu", str(tmp_path), counted)
@@ -141,6 +142,19 @@ def test_training_is_measured(tmp_path):
     assert row["flops_per_sample"] / row["flops_per_second"] == pytest.approx(1 / row["samples_per_second"])
     assert [shape[0] for shape in counted] == [True] and list(counted.values())[0] == 2 * row["flops_per_sample"]
     assert training.matmul_rate("cpu", torch.float32) > 1e8
+
+
+@pytest.mark.parametrize("pair", ["tiny", "default", "paper"])
+def test_a_pair_is_measured_with_the_pictures_that_it_sees(pair):
+    config, processor = training.make_pair(pair)
+    assert processor.image_tokens == config.image_seq_length and processor.image_token_id == config.image_token_id
+    if pair == "paper":  # counting 7 billion takes long
+        return
+    sides = [
+        training.flops(config, False, 1, 20, 5, False, side)
+        for side in (processor.image_processor.crop_size["height"], 2 * processor.image_processor.crop_size["height"])
+    ]
+    assert sides[1] > 1.5 * sides[0]
 
 
 def test_fsdp_takes_lora_on_bfloat16_weights(config, process_group):

@@ -5,10 +5,21 @@ import pytest
 import torch
 from conftest import tiny_model
 from PIL import Image
-from transformers import CLIPVisionConfig, Dinov2WithRegistersConfig, LlamaConfig, SiglipVisionConfig, ViTConfig
+from transformers import (
+    CLIPVisionConfig,
+    Dinov2WithRegistersConfig,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Phi3Config,
+    PhiConfig,
+    SiglipVisionConfig,
+    ViTConfig,
+)
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+import train_sft
 from au_llava import AuLlavaProcessor
 from au_llava.arguments import LORA_TARGETS
 from au_llava.datasets_scripts.augmentation import Augmentation
@@ -177,6 +188,27 @@ def test_lora_reaches_all_of_attention_in_other_encoders(kind):
         model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS["encoder"]), low_cpu_mem_usage=True)
     learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(learnt) == 3 * 4 * 2 and not [name for name in learnt if "head." in name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "missed"),
+    [(Phi3Config, 2, []), (GPTNeoXConfig, 2, []), (PhiConfig, 4, []), (GPTJConfig, 3, ["language_model: out_proj"])],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_lora_reaches_attention_in_other_language_models_or_it_is_told(kind, count, missed):
+    from peft import LoraConfig, get_peft_model
+
+    from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration
+
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 32001}
+    text = kind(**shape, tie_word_embeddings=False, pad_token_id=0, rotary_dim=8)
+    vision = ViTConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, image_size=28, patch_size=14)
+    with torch.device("meta"):
+        model = AuLlavaForConditionalGeneration(AuLlavaConfig(vision_config=vision, text_config=text))
+        model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS["llm"]), low_cpu_mem_usage=True)
+    learnt = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(learnt) == 3 * count * 2
+    assert train_sft.without_lora(model.get_base_model(), "llm") == missed
 
 
 def test_the_papers_lora_has_the_published_size():

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,7 +20,16 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTTrainer
 
 import evaluate_au
@@ -234,6 +245,9 @@ def test_a_resumed_run_takes_the_learning_rate_that_it_is_given(run):
     rates = {entry["step"]: float(entry["learning_rate"]) for entry in history if "learning_rate" in entry}
     # Linear: what a run of so many steps has at each step.
     assert rates == pytest.approx({1: 1e-2, 2: 5e-3, 3: 5e-5, 4: 2.5e-5}, rel=1e-3)
+    run("--max_steps", 6, "--learning_rate", 1e-4, "--weight_decay", 0.5, *plain)
+    groups = torch.load(Path(last_checkpoint(folder), "optimizer.pt"), weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
 
 
 @pytest.mark.parametrize("rows", [5, 7])
@@ -412,6 +426,10 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(run, recipe)
     draw_rows(2, labels=[0.0, 1.0, 0.5]).to_parquet(data)
     with pytest.raises(ValueError, match=r"AU12=0.5, but detection takes 0"):
         run()
+    for labels, codes in (([math.nan] * 3, ["AU1", "AU6", "AU12"]), ([0.0, 1.0, 1.0], ["AU1", "AU1", "AU12"])):
+        draw_rows(2, labels=labels, action_units=codes).to_parquet(data)
+        with pytest.raises(ValueError, match="give each unit once, and leave out rows of which no label is known"):
+            run()
     data.unlink()
     with pytest.raises(FileNotFoundError, match="No Parquet shards in"):
         run()
@@ -488,6 +506,65 @@ def test_options_that_contradict_each_other_are_refused(run):
         run("--held_out", 0)
     with pytest.raises(ValueError, match="Unknown lora 'vision'; accepted: both, encoder, llm"):
         run("--lora", "vision")
+    with pytest.raises(ValueError, match="freeze is for training without LoRA"):
+        run("--freeze", "vision_tower")
+    with pytest.raises(ValueError, match=r"freeze names 'head', .* its parts: .*, language_model, lm_head"):
+        run("--lora", "null", "--freeze", "head")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("held_out", -0.5, "held_out is -0.5; give a share, 0 to 1"),
+        ("subset", 2, "subset is 2.0; give a share"),
+        ("limit", 0, "limit is 0; give 1 or more"),
+        ("resume_from_checkpoint", "x", "a run goes on from its output_dir by itself"),
+        ("save_only_model", "true", "no run goes on from a checkpoint without its optimizer"),
+        ("data_seed", 3, "seed says in what order rows are drawn"),
+        ("label_smoothing_factor", 0.1, "soft_digits spreads labels"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(run, option, value, told):
+    with pytest.raises(ValueError, match=told):
+        run(f"--{option}", value)
+
+
+def test_what_is_frozen_stays_and_what_is_trained_is_told(run, tiny, capsys):
+    folder = run("--lora", "null", "--freeze", "vision_tower", "language_model", "--eval_strategy", "no")
+    told = capsys.readouterr().out
+    assert re.search(r"language_model 0 / [\d,]+; lm_head 0 / [\d,]+; together ([\d,]+) trained", told)
+    before, after = (
+        AuLlavaForConditionalGeneration.from_pretrained(name).state_dict() for name in (tiny, last_checkpoint(folder))
+    )
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved == {"model.multi_modal_projector.weight", "model.multi_modal_projector.bias"}
+
+
+def test_stored_in_16_bits_weights_are_trained_in_32(run, tiny, tmp_path):
+    model = AuLlavaForConditionalGeneration.from_pretrained(tiny, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    AuLlavaProcessor.from_pretrained(tiny).save_pretrained(tmp_path / "half")
+    folder = run("--model", tmp_path / "half", "--lora", "null", "--bf16", "false", "--eval_strategy", "no")
+    dtypes = {w.dtype for w in load_file(Path(last_checkpoint(folder), "model.safetensors")).values()}
+    assert dtypes == {torch.float32}
+
+
+def test_an_encoder_of_larger_pictures_gets_a_processor_that_fits(tmp_path, tokenizer):
+    vision = CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=336, patch_size=56
+    )
+    CLIPVisionModel(vision).save_pretrained(tmp_path / "vision")
+    CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(
+        tmp_path / "vision"
+    )
+    text = LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(text).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    assemble(tmp_path / "base", str(tmp_path / "vision"), str(tmp_path / "language"))
+    model = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    processor = AuLlavaProcessor.from_pretrained(tmp_path / "base")
+    inputs = processor(images=Image.new("RGB", (224, 224)), task="detection", action_units="AU1")
+    assert processor.image_tokens == model.config.image_seq_length == 36 and model(**inputs).logits.shape[0] == 1
 
 
 @pytest.mark.parametrize(

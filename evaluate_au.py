@@ -252,7 +252,7 @@ def main() -> None:
     results = summarise(answers, settings, "\n".join(commands), fitted, beside, args.resamples)
     if args.formats:
         model, processor = load(args.model, args.dtype)
-        results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size)
+        results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size, args.tasks)
     if args.robustness:
         applied = {task: result["calibration"]["fitted"] for task, result in results["tasks"].items()}
         results["robustness"] = curves(read_answers(harmed, args.decision), applied)

@@ -136,15 +136,6 @@ def upload(
         check_private(repo_id)
     elif api.model_info(repo_id).private:
         raise ValueError(f"{repo_id} is private; make it public in its settings on the Hub, or leave --public out.")
-    # A card that training wrote says how to load the folder, which nobody else has.
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8")
-    loads = re.compile(r'from_pretrained\("([^"]+)"')
-    local = {name for name in loads.findall(text) if name != "." and Path(name).is_dir()}
-    for name in local:
-        text = text.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
-    if local:
-        card.write_text(text, encoding="utf-8")
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     before = api.model_info(repo_id, revision=revision)
@@ -155,7 +146,8 @@ def upload(
         raise ValueError(f"{taken}. Nothing was uploaded.")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     old = {sibling.rfilename for sibling in before.siblings or []} - {".gitattributes", *names}
-    operations: list = [CommitOperationAdd(name, folder / name) for name in names]
+    operations: list = [CommitOperationAdd(name, folder / name) for name in names if name != "README.md"]
+    operations.append(CommitOperationAdd("README.md", _for_visitors(folder / "README.md", repo_id)))
     operations += [CommitOperationDelete(name) for name in sorted(old)]
     # The Hub refuses if another commit has come in between.
     commit = api.create_commit(
@@ -166,6 +158,16 @@ def upload(
     if tag:
         api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
     return commit
+
+
+def _for_visitors(card: Path, repo_id: str) -> bytes:
+    """A card as visitors need it: with the repository where training named its folder, which nobody else has."""
+
+    def named(found: re.Match) -> str:
+        local = found[1] != "." and Path(found[1]).is_dir()
+        return f'from_pretrained("{repo_id}"' if local else found[0]
+
+    return re.sub(r'from_pretrained\("([^"]+)"', named, card.read_text(encoding="utf-8")).encode()
 
 
 def check_private(repo_id: str) -> None:

@@ -26,20 +26,27 @@ def update_card(results: dict, readme: str | Path) -> Path:
 
     Returns:
         `Path`: The card.
+
+    Raises:
+        ValueError: One of the two comments is missing.
     """
     readme = Path(readme)
     card = ModelCard(
         readme.read_text(encoding="utf-8") if readme.is_file() else "---\nlibrary_name: transformers\n---\n"
     )
-    entries = _eval_results(results)
-    replaced = {(entry.dataset_type, entry.dataset_config) for entry in entries}
+    entries, settings = _eval_results(results), results["settings"]
+    about = f", {_asked(settings)} protocol"  # of whatever task, for the section has none but these
     kept = [
-        entry for entry in card.data.eval_results or [] if (entry.dataset_type, entry.dataset_config) not in replaced
+        entry
+        for entry in card.data.eval_results or []
+        if entry.dataset_type != settings["dataset"] or not str(entry.dataset_config).endswith(about)
     ]
     card.data.eval_results = kept + entries
     card.data.model_name = card.data.model_name or MODEL
     begin, end = (f"<!-- evaluate_au.py, {_key(results)}: {place} -->" for place in ("begin", "end"))
     section = f"{begin}\n{_section(results)}\n{end}"
+    if (begin in card.text) != (end in card.text):
+        raise ValueError(f"{readme}: of the comments {begin} and {end} one is missing; put it back, or take both out.")
     if begin in card.text:
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         card.text = re.sub(pattern, lambda _: section, card.text, count=1, flags=re.DOTALL)
@@ -56,9 +63,13 @@ def _key(results: dict) -> str:
     return " ".join(filter(None, (settings["dataset"], settings["protocol"], settings["options"])))
 
 
+def _asked(settings: dict) -> str:
+    return " ".join(filter(None, (settings["protocol"], settings["options"])))
+
+
 def _eval_results(results: dict) -> list[EvalResult]:
     settings, entries = results["settings"], []
-    asked = " ".join(filter(None, (settings["protocol"], settings["options"])))
+    asked = _asked(settings)
     for task, result in results["tasks"].items():
         row = answered_row(result["rows"])
         how = f"mean over {len(result['action_units'])} Action Units{row.removeprefix(MODEL)}"
@@ -195,6 +206,8 @@ def _formats(found: dict) -> list[str]:
     raw, fitted = ("; ".join(f"{pair} {number(share)}" for pair, share in kind.items()) for kind in kinds)
     words = f"On {found['pictures']} pictures. Share of answers that are no array of the right length and range:"
     table = _table(["", "free text", "under the grammar"], rows)
-    more = f"One format calls a unit clearly present and the other clearly absent, of all answers: {raw}."
-    more += f" Calibrated, as the pipeline answers: {fitted}."
-    return ["", "### Form of the answers", "", words, "", *table, "", more]
+    lines = ["", "### Form of the answers", "", words, "", *table]
+    if raw:
+        more = f"One format calls a unit clearly present and the other clearly absent, of all answers: {raw}."
+        lines += ["", f"{more} Calibrated, as the pipeline answers: {fitted}."]
+    return lines

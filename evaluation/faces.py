@@ -41,7 +41,7 @@ def sheet(answers: Answers, evaluation_set: EvaluationSet) -> str:
     page = Image.new("RGB", (_LEFT + 2 * _EACH * _CELL + _GAP, _TOP + len(answers.action_units) * _LINE), "white")
     draw, small, large = ImageDraw.Draw(page), ImageFont.load_default(11), ImageFont.load_default(14)
     starts = (_LEFT, _LEFT + _EACH * _CELL + _GAP)
-    for start, text in zip(starts, ("best answers, unit present", "worst answers"), strict=True):
+    for start, text in zip(starts, ("best answers, label above 0", "worst answers"), strict=True):
         draw.text((start, 4), text, "black", large)
     for column, unit in enumerate(answers.action_units):
         top = _TOP + column * _LINE

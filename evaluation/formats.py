@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from au_llava.action_units import PRESETS, TASKS, ActionUnit, parse_answer
+from au_llava.action_units import PRESETS, TASKS, ActionUnit, cover, parse_answer, select
 
 from .data import EvaluationSet, spread
 
@@ -14,7 +14,14 @@ CLEAR = {"detection": (0, 1), "intensity_level": (0, 3), "intensity": (0.05, 0.5
 SHARED = tuple(unit for unit in PRESETS["bp4d"] if unit in PRESETS["disfa"])
 
 
-def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int, batch_size: int = 32) -> dict:
+def check_formats(
+    model,
+    processor,
+    evaluation_set: EvaluationSet,
+    pictures: int,
+    batch_size: int = 32,
+    tasks: list[str] | None = None,
+) -> dict:
     """Ask about some pictures, evenly spread, in other ways than the scores do.
 
     Args:
@@ -22,26 +29,30 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
         evaluation_set ([`EvaluationSet`]): The pictures.
         pictures (`int`): How many of them.
         batch_size (`int`): How many at a time.
+        tasks (`list[str]`, *optional*): Only these of the set's tasks.
 
     Returns:
-        `dict`: `pictures`; for each task of the set `invalid`, the share (0 to 1) of answers by plain `generate`,
-        greedy and without a grammar, that are no valid answer, and `invalid_constrained`, the same under the grammar;
+        `dict`: `pictures`; for each task `invalid`, the share (0 to 1) of answers by plain `generate`, greedy and
+        without a grammar, that are no valid answer, and `invalid_constrained`, the same under the grammar;
         `contradictions`, the share of picture and unit pairs, over `units`, that one format calls clearly present and
-        another clearly absent, for each pair of formats; `contradictions_calibrated`, the same of what the model's
-        calibration makes of the answers, which is what the pipeline gives. A format that the set asks about `units`
-        anyway is asked as the scores ask it; the others are asked as the pipeline asks about `units`.
+        another clearly absent, for each pair of formats that the model was trained to answer;
+        `contradictions_calibrated`, the same of what the model's calibration makes of the answers, which is what the
+        pipeline gives. A format that the set asks about `units` anyway is asked as the scores ask it; the others are
+        asked as the pipeline asks about `units`.
     """
     rows = spread(len(evaluation_set), pictures)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    own = {task: processor.questions(task, units) for task, units in evaluation_set.units.items()}
+    own = {task: processor.questions(task, evaluation_set.units[task]) for task in tasks or evaluation_set.units}
+    trained, free = processor.trained_lists, processor.free_tasks
+    formats = [task for task in TASKS if not trained or not cover(task, select(SHARED), trained, free)[1]]
     asked = {
         task: own[task]
         if set(SHARED) <= {unit.code for _, units in own.get(task, ()) for unit in units}
         else processor.questions(task, list(SHARED))
-        for task in TASKS
+        for task in formats
     }
     invalid, constrained = dict.fromkeys(own, 0.0), dict.fromkeys(own, 0.0)
-    values, calibrated = ({task: [] for task in TASKS} for _ in range(2))
+    values, calibrated = ({task: [] for task in formats} for _ in range(2))
     for batch in batches:
         crops = evaluation_set.pictures(batch)
         recognized = {
@@ -49,7 +60,7 @@ def check_formats(model, processor, evaluation_set: EvaluationSet, pictures: int
             for task, lists in asked.items()
         }
         for task, lists in own.items():
-            same = lists == asked[task]  # what is asked for the contradictions has just been answered
+            same = lists == asked.get(task)  # what is asked for the contradictions has just been answered
             for place, (about, units) in enumerate(lists):
                 found = recognized[task][place] if same else _recognize(model, processor, crops, about, units)
                 texts = processor.batch_decode(found.sequences, skip_special_tokens=True)

@@ -149,7 +149,7 @@ def densities(answers: Answers) -> str:
             seen = ~np.isnan(answers.labels[:, place])
             edges = np.linspace(0, top, 11)
             counts, _, _ = np.histogram2d(
-                answers.labels[seen, place], answers.expected_values[seen, place], bins=(edges, edges)
+                answers.labels[seen, place], answers.values[seen, place], bins=(edges, edges)
             )
             shade = np.log10(counts.T + 1)  # most labels are 0: on a plain scale nothing else would show
             axes.imshow(shade, cmap="Blues", origin="lower", extent=(0, top, 0, top))
@@ -158,7 +158,7 @@ def densities(answers: Answers) -> str:
             axes.set_xticks([0, top])
             axes.set_yticks([0, top])
         figure.supxlabel("true intensity", fontsize=8, y=0.04)
-        figure.supylabel("expected value of the answer", fontsize=8, x=0.07)
+        figure.supylabel("answer", fontsize=8, x=0.07)
         return _svg(figure)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from . import faces, pictures
 from .answers import Answers
-from .calibration import fitted_to
+from .calibration import apply_folds, fitted_to
 from .data import EvaluationSet
-from .scores import CALIBRATED, MODEL, is_detection
+from .scores import CALIBRATED, MODEL, answered_row, is_detection
 from .table import HEADLINES, NAMES, interval_cells, number, remarks, verdicts, with_interval
 
 
@@ -74,9 +74,14 @@ def without_faces(html: str) -> str:
 
 def _facts(results: dict) -> str:
     settings, versions = results["settings"], results["versions"]
+    calibrated = any(result["calibration"]["fitted"] for result in results["tasks"].values())
     rows = [
         ("model", ", ".join(settings["models"])),
-        ("answers", f"{settings['decision']} of each distribution, read-out {settings['readout']}"),
+        (
+            "answers",
+            f"{settings['decision']} of each distribution, read-out {settings['readout']}"
+            + "; pictures and the scores of each unit are of the calibrated answers" * calibrated,
+        ),
         ("data", f"{settings['dataset']}, split {settings['split']}"),
         ("protocol", f"{settings['protocol']}: {results['protocol']}"),
         ("date", results["date"]),
@@ -89,6 +94,8 @@ def _facts(results: dict) -> str:
 def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_set: EvaluationSet | None) -> str:
     detection = is_detection(task)
     main = "f1" if detection else "icc31"
+    fitted = {int(fold): own for fold, own in result["calibration"]["fitted"].items()}
+    answers = apply_folds(answers, fitted) if fitted else answers  # pictures show what users are answered
     parts = [
         f"<h2>{task.replace('_', ' ').capitalize()}</h2>",
         f"<p class=note>{result['samples']} pictures of {result['subjects']} people; {result['unknown']} unknown "
@@ -147,13 +154,14 @@ def _means(task: str, result: dict) -> str:
 
 def _units(task: str, result: dict) -> str:
     names = list(result["rows"][MODEL]["mean"])
-    scores = result["rows"][MODEL]["action_units"]
+    row = answered_row(result["rows"])
+    scores = result["rows"][row]["action_units"]
     lines = [
         ([unit, number(result["base_rate"][unit]), *(number(scores[unit][name]["value"]) for name in names)], False)
         for unit in result["action_units"]
     ]
-    table = _table(["Action Unit", "present", *(NAMES[name] for name in names)], lines)
-    return f"<details><summary>All scores of each Action Unit</summary>{table}</details>"
+    table = _table(["Action Unit", "labels above 0", *(NAMES[name] for name in names)], lines)
+    return f"<details><summary>All scores of each Action Unit, {escape(row)}</summary>{table}</details>"
 
 
 def _published(result: dict) -> str:
@@ -161,10 +169,11 @@ def _published(result: dict) -> str:
         return ""
     metric = result["published"][0]["metric"]
     units = list(result["published"][0]["action_units"])
-    ours = result["rows"][MODEL]["action_units"]
+    row = answered_row(result["rows"])
+    ours = result["rows"][row]["action_units"]
     values = [ours[unit][metric]["value"] for unit in units]
     lines = [
-        ([MODEL + ", this evaluation", number(sum(values) / len(values)), "", *(map(number, values)), ""], True),
+        ([f"{row}, this evaluation", number(sum(values) / len(values)), "", *(map(number, values)), ""], True),
         *(
             ([row["method"], number(row["mean"]), number(row["printed"]), *map(number, row["action_units"].values())]
              + [row["note"]], False)

@@ -37,11 +37,12 @@ def number(value: float | None, digits: int = 3) -> str:
     )  # + 0: no minus zero
 
 
-def with_interval(entry: dict) -> str:
+def with_interval(entry: dict, digits: int = 3) -> str:
     """A score with its 95 % interval, where it has one."""
     low, high = entry["low"], entry["high"]
-    span = "" if low is None or math.isnan(low) else f" [{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
-    return number(entry["value"]) + span
+    known = low is not None and not math.isnan(low)
+    span = f" [{number(low, digits)},\N{NO-BREAK SPACE}{number(high, digits)}]" if known else ""
+    return number(entry["value"], digits) + span
 
 
 def columns(lines: list[list[str]]) -> str:
@@ -63,7 +64,9 @@ def task_table(task: str, result: dict) -> str:
     means += [[row, *(with_interval(scores["mean"][name]) for name in names)] for row, scores in rows.items()]
     means += [[*cells, *[""] * (len(names) - 1)] for cells in published(result)]
     main = names[0]
-    per_unit = [["", "present", *(f"{NAMES[main]} {row}" for row in rows), *(NAMES[name] for name in names[1:])]]
+    per_unit = [
+        ["", "labels above 0", *(f"{NAMES[main]} {row}" for row in rows), *(NAMES[name] for name in names[1:])]
+    ]
     for unit in result["action_units"]:
         scores = {row: rows[row]["action_units"][unit] for row in rows}
         cells = [scores[row][main] for row in rows] + [scores[MODEL][name] for name in names[1:]]
@@ -139,6 +142,6 @@ def verdicts(result: dict) -> list[str]:
             words = f"{ours} is better than {other}"
         else:
             words = f"{other} is better than {ours}"
-        span = with_interval(pair | {"value": pair["difference"]})
+        span = with_interval(pair | {"value": pair["difference"]}, 4)
         lines.append(f"Mean {NAMES[pair['metric']]}: {words}; difference {span}.")
     return lines

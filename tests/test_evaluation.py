@@ -599,7 +599,7 @@ def test_a_model_that_was_trained_on_levels_alone_is_scored_on_presence_too(fold
 
 def test_reports_tell_whose_pictures_were_asked_for(folder, disfa_crops, tmp_path):
     data = ("--model", folder, "--dataset", "disfa", "--data_dir", f"{disfa_crops}?naming=megraphau", "--fold", 1)
-    evaluate(*data, "--tasks", "detection", "--output", tmp_path / "out")
+    evaluate(*data, "--output", tmp_path / "out")
     evaluate("--predictions", tmp_path / "out", "--output", tmp_path / "again")
     for place in ("out", "again"):
         words = json.loads((tmp_path / place / "results.json").read_text())["protocol"]
@@ -608,7 +608,16 @@ def test_reports_tell_whose_pictures_were_asked_for(folder, disfa_crops, tmp_pat
     assert read_set("disfa", f"{disfa_crops}?naming=jaanet&drop_bad_landmarks=false", fold=1).options == ""
     for options in ("naming=megraphau", ""):
         update_card(results | {"settings": results["settings"] | {"options": options}}, tmp_path / "README.md")
+    part = {"detection": results["tasks"]["detection"]}
+    update_card(results | {"tasks": part}, tmp_path / "README.md")  # the levels of the earlier call go
+    names = [(e.dataset_type, e.dataset_config) for e in ModelCard.load(tmp_path / "README.md").data.eval_results]
+    assert ("disfa", "detection, standard naming=megraphau protocol") in names
+    assert ("disfa", "intensity_level, standard naming=megraphau protocol") not in names
+    assert ("disfa", "intensity_level, standard protocol") in names
     card = (tmp_path / "README.md").read_text()
+    (tmp_path / "torn.md").write_text(card.replace("disfa standard naming=megraphau: end", "another: end"))
+    with pytest.raises(ValueError, match="torn.md: of the comments .* one is missing; put it back"):
+        update_card(results, tmp_path / "torn.md")
     assert card.count("disfa standard naming=megraphau: begin") == card.count("disfa standard: begin") == 1
     assert "detection, standard naming=megraphau protocol" in card and "detection, standard protocol" in card
 
@@ -733,6 +742,9 @@ def test_free_text_and_contradictions(folder, faces):
     always = dict.fromkeys(PRESETS["bp4d"], 0.0)
     processor.calibration = {"detection": {"temperature": 1.0, "thresholds": always}}
     processor.trained_lists = {"intensity": [list(PRESETS["disfa"])]}
+    few = check_formats(model, processor, faces, 3, tasks=["intensity"])  # all that it was trained to answer
+    assert set(few["invalid"]) == {"intensity"} and few["contradictions"] == {}
+    processor.trained_lists |= {"detection": [list(PRESETS["bp4d"])], "intensity_level": [list(PRESETS["disfa"])]}
     again = check_formats(model, processor, faces, pictures=3)
     pair = "detection / intensity_level"
     inputs = processor(images=faces.pictures(spread(len(faces), 3)), task="intensity_level")

@@ -161,10 +161,23 @@ def test_a_public_repository_is_told_by_its_full_name_and_none_is_made(hub, fold
     for name in ("seen", f"{USER}/seen"):
         code, _, error = run(hub, tmp_path / "home", "-c", CHECK, name)
         assert code != 0 and f"ValueError: {USER}/seen is public; give --public" in error
+    with pytest.raises(AssertionError, match=f"{USER}/hidden is private; make it public in its settings"):
+        upload(hub, tmp_path / "home", folder, f"{USER}/hidden", True)
     for name in ("hidden", f"{USER}/hidden", "none", f"{USER}/none"):
         code, _, error = run(hub, tmp_path / "home", "-c", CHECK, name)
         assert code == 0, error
     assert set(hub.repositories) == made
+
+
+def test_a_card_says_how_visitors_load_the_model(hub, folder, tmp_path):
+    here = f'from_pretrained("{folder}", trust_remote_code=True)'
+    (folder / "README.md").write_text(f'{CARD}\n{here}\nfrom_pretrained(".")\npython train_sft.py --output {folder}\n')
+    commit = upload(hub, tmp_path / "home", folder, "me/au")
+    code, _, error = run(hub, tmp_path / "other", "-c", DOWNLOAD, commit, tmp_path / "got")
+    assert code == 0, error
+    card = (tmp_path / "got" / "README.md").read_text()
+    assert 'from_pretrained("me/au", trust_remote_code=True)\nfrom_pretrained(".")' in card and here not in card
+    assert f"--output {folder}" in card and here in (folder / "README.md").read_text()
 
 
 def test_the_folder_is_checked_before_anything_is_sent(tmp_path, folder):

@@ -5,10 +5,10 @@
     python -m benchmarks.shortcuts --conditions "other sculpts" --pictures 300
 
 Each condition draws the same people with the same expressions and changes one thing: what is behind the head, the
-whole scene, whose idea of each action it is, furrows and pores, light and shadow, colours. A model that reads the
-shape of a face keeps its scores; one that has learnt a shortcut loses them where the shortcut is gone. `changed` is
-the share of answered numbers that differ from those about the plain render. `--output` keeps the pictures and the
-answers.
+whole scene, how a person does each action, whose idea of it that is, furrows and pores, light and shadow, colours. A
+model that reads the shape of a face keeps its scores; one that has learnt a shortcut loses them where the shortcut is
+gone. `changed` is the share of answered numbers that differ from those about the plain render. `--output` keeps the
+pictures and the answers.
 """
 
 import argparse
@@ -44,7 +44,11 @@ CONDITIONS: dict[str, Callable[[Parts, np.random.Generator], Parts]] = {
     "another background": lambda parts, other: parts._replace(rng=other),
     "plain background": lambda parts, _: parts._replace(scene=replace(parts.scene, plain_background=True)),
     "another scene": lambda parts, other: parts._replace(scene=draw_scene(other), rng=other),
-    # The same people with the same actions, each as MakeHuman's own artists have sculpted it, where they have.
+    # The same people with the same actions, done in another person's way: what "other sculpts" changes beside them.
+    "another style": lambda parts, other: parts._replace(
+        identity=replace(parts.identity, style=personal_style(other))
+    ),
+    # Each action as MakeHuman's own artists have sculpted it, where they have; in another person's way, too.
     "other sculpts": lambda parts, other: parts._replace(
         identity=replace(parts.identity, style=personal_style(other, recipes=RECIPES | OTHER_RECIPES))
     ),

@@ -24,7 +24,7 @@ from .action_units import CATALOGUE, get_task
 
 INK, PALE, TRACK, ACTIVE = "#1a1a1a", "#5f6368", "#e3e6ea", "#0072B2"
 INACTIVE = "#a3abb5"
-SEEN = 0.1  # from which intensity on, 0 to 1, a unit is said to act: a trace is an error as often as not
+SEEN = 0.1  # from which intensity on, 0 to 1, a unit is said to act; less is a trace
 FACE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

@@ -10,7 +10,7 @@ from trl import SFTConfig, TrlParser
 
 # Self-attention projections of both towers, and nothing else (paper, section III-C).
 # CLIP and SigLIP call the last of them `out_proj`, but so does SigLIP's pooling head, which is none and is not used.
-# Phi-3 has one projection for three, GPT-NeoX, Falcon and Bloom under a name of their own.
+# Phi-3 has one projection for three, and GPT-NeoX under names of its own.
 _ATTENTION = r".*\.((q|k|v|o|qkv)_proj|self_attn\.(out_proj|dense)|(self_)?attention\.(query_key_value|dense))"
 LORA_TARGETS = {
     "both": rf".*(vision_tower|language_model){_ATTENTION}",
@@ -133,7 +133,7 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
     if arguments.lora not in (None, *LORA_TARGETS):
         raise ValueError(f"Unknown lora {arguments.lora!r}; accepted: {', '.join(LORA_TARGETS)}, null.")
     for name in ("held_out", "subset", "neutral", "soft_digits", "rare_weight"):
-        if not 0 <= (share := getattr(arguments, name)) <= 1:
+        if (share := getattr(arguments, name)) is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share, 0 to 1.")
     for name in ("limit", "eval_limit"):
         if (count := getattr(arguments, name)) is not None and count < 1:

@@ -55,7 +55,7 @@ def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.I
     animation the first frame is taken.
 
     Args:
-        source: Path, http(s) URL, encoded bytes or an open file of them, PIL image, or array `(H, W)`, `(H, W, 1)`,
+        source: Path, http(s) URL, encoded bytes or an open binary file, PIL image, or array `(H, W)`, `(H, W, 1)`,
             `(H, W, 3)` RGB or `(H, W, 4)` RGBA: `uint8`, `uint16`, other integers from 0 to 255 or 65535, floats from
             0 to 1 (or 255).
 
@@ -76,10 +76,10 @@ def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.I
     try:
         if isinstance(source, str):
             source = httpx.get(source, follow_redirects=True, timeout=30).raise_for_status().content
-        if isinstance(source, IOBase):
-            source = source.read()
         if isinstance(source, ENCODED):
-            source = Image.open(BytesIO(source))
+            source = BytesIO(source)
+        if isinstance(source, IOBase):
+            source = Image.open(source)  # type: ignore[arg-type]  # IOBase is what all open files are
         picture = source
         image = picture if isinstance(picture, Image.Image) else _from_array(np.asarray(picture))
         if image.width * image.height > MAX_PIXELS:

@@ -188,7 +188,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         (99, 100)
         """
         access = {name: kwargs[name] for name in ACCESS if name in kwargs}
-        making = {name: kwargs[name] for name in kwargs.keys() & {"dtype", "attn_implementation", "trust_remote_code"}}
+        making = {name: kwargs[name] for name in kwargs if name == "trust_remote_code" or name not in ACCESS}
         if isinstance(vision, str):
             vision_config = AutoConfig.from_pretrained(vision, **access)
             if "vision_config" in vision_config.sub_configs:

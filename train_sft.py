@@ -265,8 +265,7 @@ def main() -> None:
         if weight.requires_grad and (training.bf16 or training.fp16):
             weight.data = weight.data.float()  # small steps vanish in 16 bits
     learnt = count_weights(trainer.core(), trained=True)
-    if arguments.lora and (missed := without_lora(trainer.core(), arguments.lora)):
-        print(f"LoRA does not reach {', '.join(missed)} in self-attention, which stay as they are.")
+    missed = without_lora(trainer.core(), arguments.lora) if arguments.lora else []
     parameters = "Parameters (trained / all): " + "; ".join(
         f"{name} {learnt[name]:,} / {size:,}" for name, size in sizes.items()
     )
@@ -277,12 +276,15 @@ def main() -> None:
     if steps < 0:
         steps = math.ceil(training.num_train_epochs * math.ceil(len(train) / batch))
     origins = [base] if arguments.model else [arguments.vision, arguments.language]
-    home = repo_id if push else output_dir
+    # A bare name is not where visitors find it; a folder's name becomes the repository's when it is pushed.
+    home = repo_id if push and "/" in repo_id else output_dir
     trainer.card = make_card(
         home, origins, bool(arguments.lora), names, arguments.public_licence, parameters, counts, recipe
     )
     if trainer.is_world_process_zero():
         print(parameters)
+        if missed:
+            print(f"LoRA does not reach {', '.join(missed)} in self-attention, which stay as they are.")
         for count in counts:
             print("Samples: {} {}, {}: {:,}".format(*count))
         print(f"Steps: {steps:,} of {batch} samples on {training.world_size} process(es).")

@@ -116,7 +116,8 @@ class AuLlavaTrainer(SFTTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         given = schedule.base_lrs
-        kept = [{name: own[name] for name in own if name != "params"} for own in schedule.optimizer.param_groups]
+        settings = ("weight_decay", "betas", "eps")
+        kept = [{name: own[name] for name in settings if name in own} for own in schedule.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         # States bring their rates, decays and the place in the old schedule along; those of the arguments count.
         schedule.base_lrs = given

@@ -100,37 +100,48 @@ def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path], dr
             raise ValueError(f"{text}: videos are not fetched; download it, and give the file.")
         elif Path(text).is_dir() or (glob.has_magic(text) and not Path(text).exists()):
             matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
-            files = [file for match in matches for file in _files(match, passed) if not _TIMELINE.search(file)]
+            files = [file for match in matches for file in _files(match, passed, drawn) if not _TIMELINE.search(file)]
             kept = [file for file in files if spared not in (path := Path(os.path.abspath(file)), *path.parents)]
             if files and not kept:
                 raise ValueError(f"--overlay {leave_out} holds all of {text}; name another folder.")
-            overlays = {file for file in kept if _OVERLAY.search(file)}
-            drawn |= overlays
-            found += [file for file in kept if file not in overlays] or [text]
+            found += kept or [text]
         else:
             found.append(text)
     return found
 
 
-def _files(match: str, passed: set[Path]) -> list[str]:
+def _files(match: str, passed: set[Path], drawn: set[str]) -> list[str]:
     """A file itself; of a folder the pictures and videos below it. Other files there that can be seen are noted.
 
-    Linked folders are entered, each once; a picture's link that leads nowhere is taken, to be reported.
+    Overlays are left out, unless there is nothing else. Linked folders are entered, each once, and none that holds or
+    is a part of this one; a picture's link that leads nowhere is taken, to be reported.
     """
     if not Path(match).is_dir():
         return [match]
-    taken, been = [], set()
-    for folder, folders, names in os.walk(match, followlinks=True):
-        place = os.path.realpath(folder)
-        folders[:] = [] if place in been else sorted(name for name in folders if not name.startswith("."))
-        names = [] if place in been else [name for name in names if not name.startswith(".")]
+    root, taken = os.path.realpath(match), []
+    been = {os.path.realpath(folder) for folder, _, _ in os.walk(match)}
+
+    def adds(path: str) -> bool:
+        """Whether a folder holds what is not taken anyway."""
+        place = os.path.realpath(path)
+        if place == os.path.join(root, os.path.relpath(path, match)):  # no link led there
+            return True
+        new = place not in been and not root.startswith(place + os.sep)
         been.add(place)
-        for path in (Path(folder, name) for name in names):
+        return new
+
+    for folder, folders, names in os.walk(match, followlinks=True):
+        seen = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in seen if adds(os.path.join(folder, name))]
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in PICTURES + HEIC + VIDEOS:
                 taken += [path] if path.is_file() or path.is_symlink() else []
             elif path.is_file():
                 passed.add(path)
-    return [str(path) for path in sorted(taken)]
+    files = [str(path) for path in sorted(taken)]
+    kept = [file for file in files if not _OVERLAY.search(file)]
+    drawn |= set(files) - set(kept) if kept else set()
+    return kept or files
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def run(arguments: Namespace) -> int:
     asked, chosen, output = prepared(arguments)
     if arguments.evidence and not arguments.overlay:
         raise ValueError("--evidence is drawn on overlays; give --overlay too.")
-    if arguments.smooth and arguments.fps and arguments.smooth * arguments.fps < 2:
+    if arguments.smooth and arguments.fps and arguments.smooth * arguments.fps < 1.999:
         raise ValueError(
             f"--smooth {arguments.smooth:g} seconds hold no other frame at --fps {arguments.fps:g}; give at least "
             f"{2 / arguments.fps:g}, or leave one of the two out."

@@ -70,22 +70,21 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
                 raise ValueError(f"split {row['split']!r} is neither 'train' nor 'test'")
             if not row["image"]:
                 raise ValueError("the cell of `image` is empty; give the picture's path")
+            subject = row.get("subject") or row.get("sequence") or row["image"]
             image = path.parent / row["image"]
-            first = places.setdefault(os.path.abspath(image), number)
+            read = {
+                "line": number,
+                "image": image,
+                "subject": subject,
+                "sequence": row.get("sequence") or subject,
+                "frame": read_frame(row["frame"]) if row.get("frame") else number - 1,
+                "split": row.get("split"),
+                "labels": [_value(row[code], task) for code in codes],
+            }
+            first = places.setdefault(os.path.abspath(image), number)  # of those that could be read
             if first != number:
                 raise ValueError(f"{row['image']} stands in line {first}, too; give each picture once")
-            subject = row.get("subject") or row.get("sequence") or row["image"]
-            rows.append(
-                {
-                    "line": number,
-                    "image": image,
-                    "subject": subject,
-                    "sequence": row.get("sequence") or subject,
-                    "frame": read_frame(row["frame"]) if row.get("frame") else number - 1,
-                    "split": row.get("split"),
-                    "labels": [_value(row[code], task) for code in codes],
-                }
-            )
+            rows.append(read)
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
     if "split" not in header:

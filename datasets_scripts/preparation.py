@@ -236,7 +236,8 @@ def fingerprint(part: Recording) -> str:
     return digest(
         [
             part.dataset, part.task, part.action_units, part.subject, part.sequence, part.numbers, part.left_out,
-            part.labels.tobytes().hex(), [(*path.parts[-2:], path.stat().st_size) for path in files if path],
+            part.labels.tobytes().hex(),
+            [(*path.absolute().parts[-2:], path.stat().st_size) for path in files if path],
         ]
     )  # fmt: skip
 

@@ -296,6 +296,7 @@ def _formats(found: dict, protocol: str) -> str:
         f"unit; asked about {', '.join(found['units'])}. Protocol: {escape(protocol)}.</p>"
         + _table(["invalid answers, share", "free text (plain generate)", "under the grammar"], invalid)
         + _table(["contradictions between formats", "share", "calibrated, as the pipeline answers"], contradictions)
+        * bool(contradictions)
     )
 
 

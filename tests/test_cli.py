@@ -280,6 +280,8 @@ def test_overlays_of_an_earlier_job_are_no_inputs(photos, capsys):
     assert expand(["in"]) == photos
     assert capsys.readouterr().err == "Passed over, for they are named like overlays, as in/drawn/a.png.png: 3.\n"
     assert expand(["in/drawn/a.png.png"]) == ["in/drawn/a.png.png"]
+    names = ["in/drawn/a.png.png", "in/drawn/sub/b.jpg.png", "in/drawn/sub/talk.MP4.mp4"]
+    assert expand(["in/drawn"]) == names and capsys.readouterr().err == ""  # someone calls pictures so
 
 
 def test_hidden_folders_are_left_out_and_linked_ones_entered(photos):
@@ -290,6 +292,7 @@ def test_hidden_folders_are_left_out_and_linked_ones_entered(photos):
     Path("in/linked").symlink_to("../elsewhere")
     Path("in/sub/round").symlink_to("..")  # no walk without an end
     Path("in/gone.jpg").symlink_to("nowhere.jpg")
+    Path("in/again").symlink_to("sub")  # nothing that is not taken anyway
     a, *below = photos
     assert expand(["in"]) == [a, "in/gone.jpg", "in/linked/e.jpg", *below]
 

@@ -225,6 +225,9 @@ def test_nobody_is_in_both_splits_and_no_frame_stands_twice(tmp_path):
         csv_labels.find_recordings(csv)
     recording, _ = csv_labels.find_recordings(csv, skip_bad_labels=True)
     assert "a.png" in recording.left_out[0][1] and len(recording.left_out) == 1, "the first of the two stays"
+    csv.write_text("image,AU1\na.png,7\na.png,1\n")  # the first cannot be read
+    (recording,) = csv_labels.find_recordings(csv, skip_bad_labels=True)
+    assert len(recording.left_out) == 1 and "no file" in recording.left_out[0][1]
     csv.write_text("image,subject,split,AU1\na.png,anna,train,0\n./a.png,ben,test,1\n,cleo,train,1\n")
     with pytest.raises(ValueError, match=r"csv:3: ./a.png stands in line 2, too(?s:.*)csv:4: the cell of `image` is"):
         csv_labels.find_recordings(csv)

@@ -76,7 +76,7 @@ class AuDetection(evaluate.Metric):
 
     def _compute(self, predictions, references, probabilities=None, action_units=None):
         predictions, references = np.asarray(predictions, float), np.asarray(references, float)
-        if predictions.ndim != 2 or not len(predictions):
+        if predictions.ndim != 2 or not predictions.size:
             raise ValueError(
                 f"predictions have the shape {predictions.shape}; give one row a sample and one column a unit, at "
                 "least one of each."
@@ -88,7 +88,9 @@ class AuDetection(evaluate.Metric):
                 "do not fit; give one row a sample and one column a unit in each."
             )
         if len(set(action_units)) < len(action_units):
-            raise ValueError(f"action_units {', '.join(action_units)}: scores are told by name; give each name once.")
+            raise ValueError(
+                f"action_units {', '.join(map(str, action_units))}: scores are told by name; give each name once."
+            )
         if not np.isin(predictions, (0, 1)).all():
             raise ValueError("predictions hold values other than 0 and 1; threshold probabilities first.")
         if not (np.isin(references, (0, 1)) | np.isnan(references)).all():

@@ -108,7 +108,7 @@ class AuIntensity(evaluate.Metric):
 
     def _compute(self, predictions, references, action_units=None):
         predictions, references = np.asarray(predictions, float), np.asarray(references, float)
-        if predictions.ndim != 2 or not len(predictions):
+        if predictions.ndim != 2 or not predictions.size:
             raise ValueError(
                 f"predictions have the shape {predictions.shape}; give one row a sample and one column a unit, at "
                 "least one of each."
@@ -120,7 +120,9 @@ class AuIntensity(evaluate.Metric):
                 "do not fit; give one row a sample and one column a unit in each."
             )
         if len(set(action_units)) < len(action_units):
-            raise ValueError(f"action_units {', '.join(action_units)}: scores are told by name; give each name once.")
+            raise ValueError(
+                f"action_units {', '.join(map(str, action_units))}: scores are told by name; give each name once."
+            )
         if not np.isfinite(predictions).all():
             raise ValueError("predictions hold NaN or infinite values; give a number for every sample and unit.")
         if np.isinf(references).any():

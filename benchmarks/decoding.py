@@ -103,7 +103,7 @@ def compare(name, model, processor, passes, task, batch, pictures, repeats, rows
     plain = None
     for (way, prefix), run in ways(model, inputs, grammar).items():
         if way in READOUTS or prefix:
-            run()  # fills the memory of texts
+            measure(run, passes, 1)  # fills the memory of texts
         seconds, count = measure(run, passes, repeats)
         plain = plain or seconds
         row = {

@@ -1,6 +1,7 @@
 """The command `au-llava`: Action Units of photographs and videos, for people who do not write Python."""
 
 import os
+import socket
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from importlib.util import find_spec
@@ -146,9 +147,21 @@ def _app(arguments: Namespace) -> int:
     from .app import launch
     from .photos import check_detector, load_pipeline
 
+    if arguments.port:
+        _check_free(arguments.port)
     detector = check_detector(arguments.detector)
     launch(load_pipeline(arguments.model, arguments.device), detector, server_port=arguments.port)
     return 0
+
+
+def _check_free(port: int) -> None:
+    """See that a port can be had, before the model is loaded."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ValueError(f"Port {port} is taken, or not yours to take ({error}); give another --port.") from error
 
 
 def _doctor(arguments: Namespace) -> int:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -272,6 +273,14 @@ def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app"]) == 2
     assert "pip install au-llava[app]" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told(capsys):
+    pytest.importorskip("gradio", reason="needs the extra [app]")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["app", "--port", str(port)]) == 2
+    assert f"Port {port} is taken" in capsys.readouterr().err
 
 
 def test_the_page_asks_what_was_chosen(pipe, pair):

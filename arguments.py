@@ -12,11 +12,8 @@ from trl import SFTConfig, TrlParser
 # CLIP and SigLIP call the last of them `out_proj`, but so does SigLIP's pooling head, which is none and is not used.
 # Phi-3 has one projection for three, and GPT-NeoX under names of its own.
 _ATTENTION = r".*\.((q|k|v|o|qkv)_proj|self_attn\.(out_proj|dense)|(self_)?attention\.(query_key_value|dense))"
-LORA_TARGETS = {
-    "both": rf".*(vision_tower|language_model){_ATTENTION}",
-    "encoder": rf".*vision_tower{_ATTENTION}",
-    "llm": rf".*language_model{_ATTENTION}",
-}
+TOWERS = {"both": ("vision_tower", "language_model"), "encoder": ("vision_tower",), "llm": ("language_model",)}
+LORA_TARGETS = {name: rf".*({'|'.join(towers)}){_ATTENTION}" for name, towers in TOWERS.items()}
 
 
 # Fields of TRL's that would be passed over in silence, or spoil what a run leaves: the usual value, and what to do.

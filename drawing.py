@@ -25,6 +25,7 @@ from .action_units import CATALOGUE, get_task
 INK, PALE, TRACK, ACTIVE = "#1a1a1a", "#5f6368", "#e3e6ea", "#0072B2"
 INACTIVE = "#a3abb5"
 SEEN = 0.1  # from which intensity on, 0 to 1, a unit is said to act; less is a trace
+AS_ANSWERED = ("intensity",)  # tasks whose answers are drawn, for calibration sets those right, and not the mean
 FACE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -76,15 +77,13 @@ def is_active(unit: dict, task: str) -> bool:
 
 
 def shown(unit: dict, task: str) -> float:
-    """What is drawn of an answer: the expected value, which tells more than 0 or 1, or a level.
-
-    Of an intensity it is the answer, for calibration sets that right, and not the mean.
+    """What is drawn of an answer: the expected value, which tells more than 0 or 1, or a level; see `AS_ANSWERED`.
 
     >>> unit = {"value": 1, "expected_value": 0.15}
     >>> shown(unit, "intensity_level"), shown(unit, "intensity")
     (0.15, 1)
     """
-    return unit["value"] if task == "intensity" else unit["expected_value"]
+    return unit["value"] if task in AS_ANSWERED else unit["expected_value"]
 
 
 def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title: str | None = None) -> Image.Image:

@@ -80,8 +80,7 @@ def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.I
             source = BytesIO(source)
         if isinstance(source, IOBase):
             source = Image.open(source)  # type: ignore[arg-type]  # IOBase is what all open files are
-        picture = source
-        image = picture if isinstance(picture, Image.Image) else _from_array(np.asarray(picture))
+        image = source if isinstance(source, Image.Image) else _from_array(np.asarray(source))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         image.load()

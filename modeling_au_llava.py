@@ -277,8 +277,9 @@ def _check_language(model: PreTrainedModel) -> None:
             "model, such as Llama, Qwen, Mistral or Gemma, or one whose head has weights of its own."
         )
     usual = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
+    settings = usual | config.to_dict()
     for name, nothing in usual.items():
-        if (value := getattr(config, name, nothing)) != nothing:
+        if (value := settings[name]) != nothing:
             logger.warning(
                 f"{config.model_type} has {name}={value}, which is left out here: until it has been trained, it is "
                 "surer or less sure of each token than by itself."

@@ -38,7 +38,7 @@ from au_llava.adapters import (
     never_seen,
     trained_on,
 )
-from au_llava.arguments import AuLlavaArguments, read_arguments
+from au_llava.arguments import TOWERS, AuLlavaArguments, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
@@ -151,11 +151,10 @@ def count_weights(model: AuLlavaForConditionalGeneration, trained: bool = False)
 
 def without_lora(model: AuLlavaForConditionalGeneration, towers: str) -> list[str]:
     """Linear layers in the self-attention of the chosen towers that have no LoRA, each kind once."""
-    chosen = {"both": ("vision_tower", "language_model"), "encoder": ("vision_tower",), "llm": ("language_model",)}
     return sorted(
         {
             f"{tower}: {name.split('.')[-1]}"
-            for tower in chosen[towers]
+            for tower in TOWERS[towers]
             for name, part in model.model.get_submodule(tower).named_modules()
             if isinstance(part, Linear) and ATTENTION.search(name) and "lora_" not in name and "base_layer" not in name
         }

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .drawing import draw_bars, draw_faces, draw_timeline
+from .drawing import AS_ANSWERED, draw_bars, draw_faces, draw_timeline
 from .photos import Question
 from .tables import readable, replaced
 from .videos import Video
@@ -146,7 +146,7 @@ def write_timelines(
     longest = sorted(number for number, _ in counts.most_common(FACES))
     if not longest:
         return []
-    kinds = {"detection": "_expected", "intensity_level": "_expected", "intensity": ""}  # as `drawing.shown` has it
+    kinds = {task: "" if task in AS_ANSWERED else "_expected" for task, _ in asked}
     keys = [f"{unit.code}_{task}{kinds[task]}" for task, units in asked for unit in units]
     sums, seen = np.zeros((len(longest), len(keys), STEPS)), np.zeros((len(longest), STEPS))
     frames = ((time, list(group)) for time, group in groupby(rows(), lambda row: row["time"]))

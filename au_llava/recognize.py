@@ -288,7 +288,8 @@ def _tell_mapping(asked: list[Question], chosen: list) -> None:
             if not any(column.description.startswith(f"{unit.code}_{task}") for column in mapped)]  # fmt: skip
     if left:
         print("Without a name in OpenFace and left out:", ", ".join(left), file=sys.stderr)
-    if absent := [name for name in OPENFACE if name not in [column.name for column in mapped]]:
+    there = {column.name for column in mapped}
+    if absent := [name for name in OPENFACE if name not in there]:
         print("Columns of OpenFace that are not there:", ", ".join(absent), file=sys.stderr)
 
 

@@ -189,7 +189,7 @@ class Disfa(CropsBuilder):
                 raise ValueError(f"threshold={threshold} says what is present; give task=detection with it.")
             return levels, task
         # A comparison would make an unknown level absent, so NaN passes as it is.
-        return {c: v if np.isnan(v) else float(v >= self.config.threshold) for c, v in levels.items()}, "detection"
+        return {c: v if np.isnan(v) else float(v >= threshold) for c, v in levels.items()}, "detection"
 
 
 def main(arguments: list[str] | None = None) -> None:

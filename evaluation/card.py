@@ -59,8 +59,7 @@ def update_card(results: dict, readme: str | Path) -> Path:
 
 
 def _key(results: dict) -> str:
-    settings = results["settings"]
-    return " ".join(filter(None, (settings["dataset"], settings["protocol"], settings["options"])))
+    return f"{results['settings']['dataset']} {_asked(results['settings'])}"
 
 
 def _asked(settings: dict) -> str:

@@ -193,7 +193,7 @@ def test_lora_reaches_all_of_attention_in_other_encoders(kind):
 @pytest.mark.parametrize(
     ("kind", "count", "missed"),
     [(Phi3Config, 2, []), (GPTNeoXConfig, 2, []), (PhiConfig, 4, []), (GPTJConfig, 3, ["language_model: out_proj"])],
-    ids=lambda value: getattr(value, "model_type", None),
+    ids=["phi3", "gpt_neox", "phi", "gptj"],
 )
 def test_lora_reaches_attention_in_other_language_models_or_it_is_told(kind, count, missed):
     from peft import LoraConfig, get_peft_model

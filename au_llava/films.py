@@ -59,12 +59,14 @@ def write_film(
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as draft, TemporaryDirectory(dir=target.parent) as folder:
         silent, writer, written, shown = Path(folder, "silent.mp4"), None, 0, None
+        # MPEG-4 counts time in parts of a second, 65,535 at most: of a rate such as 66.667 there would be too many.
+        rate = video.rate if video.rate < 65 else round(video.rate)
         for time, picture in _pictures(video, rows, question, thresholds):
             if writer is None:
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 place = os.fsencode(silent)  # see closing_capture
-                writer = cv2.VideoWriter(place, code, video.rate, picture.size)  # type: ignore[call-overload]
-            while shown is not None and written < round(time * video.rate):  # it stays until this one is shown
+                writer = cv2.VideoWriter(place, code, rate, picture.size)  # type: ignore[call-overload]
+            while shown is not None and written < round(time * rate):  # it stays until this one is shown
                 writer.write(shown)
                 written += 1
             shown = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)

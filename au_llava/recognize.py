@@ -132,7 +132,8 @@ def _crew(arguments: Namespace) -> PartialState:
 
 
 def _smooth(rows: Iterator[dict], asked: list[Question], arguments: Namespace) -> Iterator[dict]:
-    return smoothed(rows, asked, arguments.smooth) if arguments.smooth else rows
+    step = 1 / arguments.fps if arguments.fps else 0.0
+    return smoothed(rows, asked, arguments.smooth, step) if arguments.smooth else rows
 
 
 def _about(pipe, arguments: Namespace) -> dict[str, str]:
@@ -220,6 +221,12 @@ def _do_video(journal: Journal, pipe, name: str, part: str, asked: list[Question
 
     try:
         video, earlier = Video.open(name), journal.rows([part])
+        if arguments.smooth and arguments.smooth * video.rate < 1.999:
+            print(
+                f"au-llava: {name}: --smooth {arguments.smooth:g} seconds hold no other of its {video.rate:g} frames "
+                f"a second, so nothing is smoothed; give at least {2 / video.rate:g}.",
+                file=sys.stderr,
+            )
         some = recognize_video(pipe, video, asked, arguments.fps, earlier, **_settings(arguments))
         with closing(some), _video_bar(video, arguments.fps) as bar:
             bar.update(len({row["frame"] for row in journal.rows([part])}))

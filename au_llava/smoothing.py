@@ -9,7 +9,7 @@ from statistics import median_low
 from .photos import Question
 
 
-def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Iterator[dict]:
+def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float, step: float = 0.0) -> Iterator[dict]:
     """Rows with each answer of a video's face, expected value and interval replaced by their medians over time.
 
     The median is taken over the frames of the same face from half a window before to half a window after, by their
@@ -23,6 +23,8 @@ def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Ite
         rows (`Iterable[dict]`): As [`tables.rows`] gives them, each file's together and in the order of time.
         asked (`list[Question]`): Whose columns to smooth.
         seconds (`float`): The whole window's length.
+        step (`float`, defaults to 0): Seconds from one frame that is looked at to the next. As each is the first
+            one due, they come a little early or late; the window reaches a quarter of a step further, to miss none.
 
     Example:
 
@@ -33,7 +35,7 @@ def smoothed(rows: Iterable[dict], asked: list[Question], seconds: float) -> Ite
     [0.1, 0.1, 0.1, 0.8, 0.8, 0.8, 0.8]
     """
     for _, group in groupby(rows, lambda row: row["file"]):
-        yield from _of_one_file(group, asked, seconds / 2 + 1e-6)
+        yield from _of_one_file(group, asked, seconds / 2 + step / 4 + 1e-6)
 
 
 def _of_one_file(rows: Iterable[dict], asked: list[Question], half: float) -> Iterator[dict]:

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -262,9 +263,34 @@ def test_a_smoothed_probability_is_that_of_the_answer():
     assert (second["AU1_intensity_level"], second["AU1_intensity_level_probability"]) == (0, 0.3)
 
 
+@pytest.mark.parametrize(("rate", "fps"), [(25, 2), (29.97, 2), (24, 5), (25, 10)])
+def test_one_wrong_frame_goes_though_frames_are_unevenly_apart(rate, fps):
+    places = sorted({math.ceil(step * rate / fps - 1e-6) for step in range(9)})  # the first frames that are due
+    key = "AU1_detection_expected"
+    rows = [
+        {"file": "a.mp4", "time": place / rate, "face": 1, key: 0.1 if number == 4 else 0.9}
+        for number, place in enumerate(places)
+    ]
+    found = smoothed(rows, [("detection", select("AU1"))], 2 / fps, 1 / fps)
+    assert [row[key] for row in found] == [0.9] * len(rows)
+
+
 def test_a_window_without_another_frame_is_refused(clip, folder, capsys):
     assert recognize(folder, clip, "--fps", "2", "--smooth", "0.5", "--output", "t.csv") == 2
     assert "--smooth 0.5 seconds hold no other frame at --fps 2; give at least 1," in capsys.readouterr().err
+    assert recognize(folder, clip, "--smooth", "0.1", "--output", "t.csv") == 0  # ten frames a second
+    assert "hold no other of its 10 frames a second, so nothing is smoothed; give at least 0.2." in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_film_has_a_rate_that_mpeg_4_takes(folder, tmp_path):
+    writer = cv2.VideoWriter("fast.avi", cv2.VideoWriter.fourcc(*"MJPG"), 66.667, (96, 96))
+    for shade in range(8):
+        writer.write(np.full((96, 96, 3), 30 * shade, np.uint8))
+    writer.release()
+    assert recognize(folder, "fast.avi", "--fps", "20", "--output", "t.csv", "--overlay", "film.mp4") == 0
+    assert Video.open("film.mp4").rate == pytest.approx(67)
 
 
 def test_a_time_line_has_no_gap_where_frames_are_far_apart(clip, monkeypatch):

@@ -78,7 +78,8 @@ class ActionUnit:
         if self.code in _MIRROR:
             return CATALOGUE[_MIRROR[self.code]]
         other = {"left": "right", "right": "left", "both": "both"}[self.side]
-        return replace(self, name=_swap(self.name), action=_swap(self.action), region=_swap(self.region), side=other)
+        name, action, region, *muscles = map(_swap, (self.name, self.action, self.region, *self.muscles))
+        return replace(self, name=name, action=action, region=region, muscles=tuple(muscles), side=other)
 
 
 def other_sides(units: list[ActionUnit]) -> list[int]:
@@ -94,8 +95,9 @@ def other_sides(units: list[ActionUnit]) -> list[int]:
 
 def _swap(text: str) -> str:
     """Exchange the words left and right, keeping their capitals."""
-    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    return re.sub(r"\b(left|right|Left|Right)\b", lambda match: other[match.group()], text)
+    words = [("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")]
+    other = dict(words) | {right: left for left, right in words}
+    return re.sub(rf"\b({'|'.join(other)})\b", lambda match: other[match.group()], text)
 
 
 # FACS names and muscles: Ekman, Friesen and Hager (2002), as listed by public references; the wording is our own.

@@ -46,6 +46,9 @@ def test_the_other_side_of_a_user_unit_is_found_by_what_it_says():
     left = ActionUnit("WL", "Left Wink", "the left eye closes", "left eyelids", side="left")
     right = ActionUnit("WR", "Right Wink", "the right eye closes", "right eyelids", side="right")
     assert other_sides([left, *select("AU12"), right]) == [2, 1, 0] and other_sides([left]) == [-1]
+    left = ActionUnit("WL", "LEFT wink", "closes the LEFT eye", "eye", ("left orbicularis oculi",))
+    right = ActionUnit("WR", "RIGHT wink", "closes the RIGHT eye", "eye", ("right orbicularis oculi",))
+    assert other_sides([left, right]) == [1, 0] and other_sides([left]) == [-1]
 
 
 def test_mirroring_swaps_the_wording_of_a_user_unit_and_is_its_own_inverse():

@@ -127,7 +127,12 @@ class AnswersMixin:
         """
         chosen, units = get_task(task), select(action_units, task)
         _check_asked(recognition, task, units)
-        fitted = self._fitted(task, units) if calibrated and recognition.decision == "mode" else {}
+        fitted = self._fitted(task, units) if calibrated else {}
+        if recognition.decision not in (
+            "mode",
+            fitted.get("decision"),
+        ):  # margins and thresholds are of the fitted one
+            fitted = {}
         if calibrated:
             recognition = self.calibrate(recognition, task, units)
         codes = [unit.code for unit in units]

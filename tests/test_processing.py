@@ -203,6 +203,8 @@ def test_intervals_lie_around_answers_where_a_calibration_tells_them(processor, 
     recognition.values, recognition.distributions = torch.full((1, 1), 4.0), (levels == 4.0).float().view(1, 1, 6)
     (face,) = processor.read(recognition, "intensity_level", "AU1")
     assert face["AU1"]["interval"] == [2, 5] and isinstance(face["AU1"]["interval"][0], int)
+    (asked,) = processor.read(recognition.decide("median", levels), "intensity_level", "AU1")
+    assert asked["AU1"]["interval"] == [2, 5], "medians are what they were fitted to"
 
 
 def test_an_interval_grows_to_the_more_probable_side_until_it_holds_enough():

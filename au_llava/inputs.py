@@ -1,6 +1,7 @@
 """Which pictures and videos a command is about, and what a file made from one of them is called."""
 
 import glob
+import hashlib
 import os
 import re
 import sys
@@ -101,6 +102,7 @@ def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path], dr
         elif Path(text).is_dir() or (glob.has_magic(text) and not Path(text).exists()):
             matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
             files = [file for match in matches for file in _files(match, passed, drawn) if not _TIMELINE.search(file)]
+            files = _without_overlays(files, drawn)
             kept = [file for file in files if spared not in (path := Path(os.path.abspath(file)), *path.parents)]
             if files and not kept:
                 raise ValueError(f"--overlay {leave_out} holds all of {text}; name another folder.")
@@ -138,7 +140,11 @@ def _files(match: str, passed: set[Path], drawn: set[str]) -> list[str]:
                 taken += [path] if path.is_file() or path.is_symlink() else []
             elif path.is_file():
                 passed.add(path)
-    files = [str(path) for path in sorted(taken)]
+    return _without_overlays([str(path) for path in sorted(taken)], drawn)
+
+
+def _without_overlays(files: list[str], drawn: set[str]) -> list[str]:
+    """Files that are not named like overlays, which are noted; all, if there is nothing else."""
     kept = [file for file in files if not _OVERLAY.search(file)]
     drawn |= set(files) - set(kept) if kept else set()
     return kept or files
@@ -167,11 +173,15 @@ def described(names: list[str]) -> dict[str, Input]:
     folders = {os.path.dirname(os.path.abspath(name)) for name in names if not _is_address(name)}
     top = os.path.commonpath(folders) if folders else ""
     return {
-        name: Input(
-            _part(name), quote(name, safe="") if _is_address(name) else os.path.relpath(os.path.abspath(name), top)
-        )
+        name: Input(_part(name), _place(name) if _is_address(name) else os.path.relpath(os.path.abspath(name), top))
         for name in names
     }
+
+
+def _place(address: str) -> str:
+    """An address as a name of a file; systems take 255 bytes, and signed addresses are longer."""
+    place = quote(address, safe="")
+    return place if len(place) < 200 else f"{place[:180]}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 
 def _part(name: str) -> str:

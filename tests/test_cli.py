@@ -279,6 +279,8 @@ def test_overlays_of_an_earlier_job_are_no_inputs(photos, capsys):
         Path("in/drawn", name).touch()
     assert expand(["in"]) == photos
     assert capsys.readouterr().err == "Passed over, for they are named like overlays, as in/drawn/a.png.png: 3.\n"
+    assert expand(["in/**/*.png"]) == photos[:1]
+    assert capsys.readouterr().err == "Passed over, for they are named like overlays, as in/drawn/a.png.png: 2.\n"
     assert expand(["in/drawn/a.png.png"]) == ["in/drawn/a.png.png"]
     names = ["in/drawn/a.png.png", "in/drawn/sub/b.jpg.png", "in/drawn/sub/talk.MP4.mp4"]
     assert expand(["in/drawn"]) == names and capsys.readouterr().err == ""  # someone calls pictures so
@@ -313,6 +315,9 @@ def test_each_input_has_a_place_of_its_own(photos, monkeypatch):
     assert [one.place for one in described(names).values()] == [
         "sub/b.jpg", "a.png", "sub_b.jpg", "http%3A%2F%2Fx.org%2Fa%3Fb%3D1", "http%3A%2F%2Fx.org%2Fa_b%3D1"
     ]  # fmt: skip
+    signed = [f"http://x.org/a.jpg?signature={letter * 300}" for letter in "ab"]
+    places = {f"{one.place}.png" for one in described(signed).values()}
+    assert len(places) == 2 and max(map(len, places)) < 255
     many = [f"{number % 100}/{number}.png" for number in range(20_000)]
     begun = time.monotonic()
     assert [one.place for one in described(many).values()] == many and time.monotonic() - begun < 5

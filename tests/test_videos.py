@@ -284,7 +284,8 @@ def test_a_window_without_another_frame_is_refused(clip, folder, capsys):
     )
 
 
-def test_a_film_has_a_rate_that_mpeg_4_takes(folder, tmp_path):
+def test_a_film_has_a_rate_that_mpeg_4_takes(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     writer = cv2.VideoWriter("fast.avi", cv2.VideoWriter.fourcc(*"MJPG"), 66.667, (96, 96))
     for shade in range(8):
         writer.write(np.full((96, 96, 3), 30 * shade, np.uint8))

@@ -105,11 +105,14 @@ def mirrored_units() -> torch.Tensor:
     return torch.cat([torch.arange(FACS), FACS + torch.tensor(swapped), torch.arange(FACS + 24, UNITS)])
 
 
-def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+def augment(
+    batch: dict[str, torch.Tensor], generator: torch.Generator, strength: float = 1.0
+) -> dict[str, torch.Tensor]:
     """Change faces with their labels: place, shape, light, colour and sharpness; and cover random boxes.
 
     Args:
         batch (`dict`): As [`read_shards`] gives it, on the generator's device.
+        strength (`float`, defaults to 1): How much and how often; with 0 faces are mirrored, and otherwise as in use.
 
     Returns:
         `dict`: The same, with `images` `(n, 3, 160, 160)` normalised, and `flipped` `(n,)`, whether left is right now.
@@ -127,14 +130,15 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
 
     flipped = uniform(0, 1) < 0.5
     sign = torch.where(flipped, -1.0, 1.0)
-    angle, scale, shift = uniform(-0.17, 0.17), VIEW * uniform(0.9, 1.1), uniform(-0.08, 0.08, 2)
+    angle, scale = strength * uniform(-0.17, 0.17), VIEW * (1 + strength * uniform(-0.1, 0.1))
+    shift = strength * uniform(-0.08, 0.08, 2)
     # Where each point of the new picture comes from: turned and scaled, then shifted, then mirrored.
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
     mirror = torch.stack([sign, torch.ones_like(sign)], 1)
     where = torch.cat([turn * scale[:, None, None], shift[:, :, None]], 2) * mirror[:, :, None]
     back = turn.transpose(1, 2) / scale[:, None, None]
     # And a face of a slightly other shape: smooth shifts of a pixel or two, far below those that an action makes.
-    warp = hills(2, 5, SIZE) * uniform(0, 0.014, 1, 1, 1)
+    warp = hills(2, 5, SIZE) * uniform(0, 0.014 * strength, 1, 1, 1)
 
     def moved(picture: torch.Tensor, side: int) -> torch.Tensor:
         grid = nn.functional.affine_grid(where, [n, picture.shape[1], side, side], align_corners=False)
@@ -147,7 +151,7 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
     shifted = nn.functional.grid_sample(warp, landmarks[:, None], align_corners=False, padding_mode="border")[:, :, 0]
     landmarks = landmarks - torch.einsum("nab,npb->npa", back, shifted.transpose(1, 2) * mirror[:, None])
     return {
-        "images": repaint(moved(batch["images"].float().div_(255), SIZE), uniform, hills)
+        "images": repaint(moved(batch["images"].float().div_(255), SIZE), uniform, hills, strength)
         .sub_(MEAN.to(device))
         .div_(DEVIATION.to(device)),
         "units": torch.where(flipped[:, None], batch["units"][:, mirrored_units().to(device)], batch["units"]),
@@ -157,13 +161,14 @@ def augment(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[
     }
 
 
-def repaint(images: torch.Tensor, uniform: Callable, hills: Callable) -> torch.Tensor:
+def repaint(images: torch.Tensor, uniform: Callable, hills: Callable, strength: float) -> torch.Tensor:
     """Other light, colours and sharpness, noise, and covered boxes.
 
     Args:
         images (`torch.Tensor` of shape `(n, 3, 160, 160)`): 0 to 1.
         uniform (`Callable`): From lowest and highest value and a shape to random numbers `(n, *shape)`.
         hills (`Callable`): From channels, number of hills and side to smooth random fields.
+        strength (`float`): As of [`augment`].
 
     Returns:
         `torch.Tensor`: the same shape, 0 to 1.
@@ -172,29 +177,31 @@ def repaint(images: torch.Tensor, uniform: Callable, hills: Callable) -> torch.T
 
     def some(share: float) -> torch.Tensor:
         """Which pictures something happens to."""
-        return (uniform(0, 1) < share).nonzero()[:, 0]
+        return (uniform(0, 1) < share * strength).nonzero()[:, 0]
 
     # Light as none of the lamps gave it: brighter here, darker there; or all large differences of brightness gone.
-    images = images * (uniform(0, 0.35, *one) * (uniform(0, 1, *one) < 0.5) * hills(1, 4, SIZE)).exp()
+    images = images * (uniform(0, 0.35 * strength, *one) * (uniform(0, 1, *one) < 0.5) * hills(1, 4, SIZE)).exp()
     rows = some(0.1)
     coarse = nn.functional.interpolate(images[rows].mean(1, keepdim=True), size=(10, 10), mode="area")
     around = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(min=0.05)
     images[rows] *= 0.5 / around
-    images = torch.lerp(images.mean(1, keepdim=True), images, uniform(-0.2, 1.6, *one).clamp(min=0))
-    grey, contrast = images.mean((2, 3), keepdim=True), uniform(0.5, 1.5, *one)
-    colour = uniform(0.65, 1.3, *one) * uniform(0.8, 1.2, 3, 1, 1)
-    images = images * (contrast * colour) + (grey * (1 - contrast) * colour + uniform(-0.1, 0.1, *one))
-    images = images.clamp_(0.001, 1).pow_(uniform(-0.4, 0.4, *one).exp())
+    deep = (1 + strength * uniform(-1.2, 0.6, *one)).clamp(min=0)
+    images = torch.lerp(images.mean(1, keepdim=True), images, deep)
+    grey, contrast = images.mean((2, 3), keepdim=True), 1 + strength * uniform(-0.5, 0.5, *one)
+    colour = (1 + strength * uniform(-0.35, 0.3, *one)) * (1 + strength * uniform(-0.2, 0.2, 3, 1, 1))
+    bright = strength * uniform(-0.1, 0.1, *one)
+    images = images * (contrast * colour) + (grey * (1 - contrast) * colour + bright)
+    images = images.clamp_(0.001, 1).pow_((strength * uniform(-0.4, 0.4, *one)).exp())
     # Out of focus, enlarged from few pixels, or sharpened
     for few in (2, 3, 4):
         rows = some(0.1 / (few - 1))
         reduced = nn.functional.avg_pool2d(images[rows], few)
         images[rows] = nn.functional.interpolate(reduced, size=(SIZE, SIZE), mode="bilinear")
     near = nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
-    images = torch.lerp(near, images, uniform(-0.5, 3.5, *one).clamp(min=0.5))
-    images = images.addcmul_(uniform(-1.73, 1.73, 3, SIZE, SIZE), uniform(0, 0.06, *one))
+    images = torch.lerp(near, images, (1 + strength * uniform(-1.5, 2.5, *one)).clamp(min=0.5))
+    images = images.addcmul_(uniform(-1.73, 1.73, 3, SIZE, SIZE), uniform(0, 0.06 * strength, *one))
     place = torch.arange(SIZE, device=images.device)
-    boxes = uniform(0, 1, *one) < 0.3
+    boxes = uniform(0, 1, *one) < 0.3 * strength
     for shape in ((1, SIZE, 1), (1, 1, SIZE)):  # rows, then columns
         first, length = uniform(0, SIZE, *one), uniform(10, 60, *one)
         boxes = boxes & (place.view(shape) >= first) & (place.view(shape) < first + length)
@@ -362,6 +369,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="train for so long instead, on faces as they are rendered")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="of the changes made to faces; 0: none but mirrored"
+    )
     parser.add_argument("--architecture", choices=["resnet", "dinov2"], default="resnet")
     parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
     parser.add_argument("--depths", type=int, nargs=4, help="more blocks in each of its stages than it has")
@@ -428,7 +438,8 @@ def main() -> None:
                 break
             set_rate(optimizers, args.learning_rate, done, 0.03)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
-            losses = model.losses(augment({name: values[rows] for name, values in faces.data.items()}, generator))
+            batch = {name: values[rows] for name, values in faces.data.items()}
+            losses = model.losses(augment(batch, generator, args.strength))
             model.zero_grad()
             (losses * torch.tensor([1.0, 0.5, 0.5], device=device)).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)

@@ -121,6 +121,9 @@ def test_the_encoder_learns_from_what_it_will_see(tokenizer):
     mean = changed["images"][~changed["flipped"]].mean(0)
     both = torch.stack([mean.flatten(), cut[0].flatten()])
     assert torch.corrcoef(both)[0, 1] > 0.9
+    same = augment(many, torch.Generator().manual_seed(0), strength=0.0)
+    turned = same["flipped"][:, None, None, None]
+    assert torch.allclose(same["images"], torch.where(turned, cut[:1].flip(3), cut[:1]), atol=0.01)
 
 
 def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):

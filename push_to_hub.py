@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError, filter_repo_objects
 
 from au_llava.action_units import TASKS, get_task, select
@@ -89,7 +89,8 @@ def publish(
             unless it stands there.
 
     Returns:
-        `CommitInfo`: `oid` is what users give as `revision`. The last commit, if nothing has changed.
+        `CommitInfo`: `oid` is what users give as `revision`, of an adapter to `snapshot_download`. The last commit, if
+        nothing has changed.
 
     Raises:
         FileNotFoundError: There is no such folder, or a file of it is missing.
@@ -112,7 +113,7 @@ def publish(
                 file.write(f"\n\n{terms}\n")
         answers = ask(stage)
         commit = upload(stage, repo_id, public, revision, tag, message)
-    if verify and ask(commit.repo_url.repo_id, commit.oid) != answers:
+    if verify and ask(commit.repo_url.repo_id, commit.oid, is_adapter(model)) != answers:
         raise RuntimeError(f"{commit.commit_url} answers otherwise than {model}; compare the files.")
     return commit
 
@@ -194,8 +195,19 @@ def check_private(repo_id: str) -> None:
         )
 
 
-def ask(model: str | Path, revision: str = "main") -> list[dict]:
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, whose base lies elsewhere, and no whole model."""
+    return Path(folder, "adapter_config.json").is_file()
+
+
+def ask(model: str | Path, revision: str = "main", adapter: bool = False) -> list[dict]:
     """Load a folder, or a repository at a revision, in a fresh process, and ask all three tasks about one picture.
+
+    Args:
+        model: The folder as a `Path`, or the repository's id.
+        revision (`str`): Of the repository.
+        adapter (`bool`): Whether the repository holds an adapter. That is downloaded first and loaded as a folder, for
+            transformers would ask for the base at the adapter's revision, too.
 
     Returns:
         `list[dict]`: The one face of each task, as the pipeline gives it.
@@ -203,8 +215,10 @@ def ask(model: str | Path, revision: str = "main") -> list[dict]:
     Raises:
         ValueError: It does not load, or an answer is not what its task allows.
     """
+    if adapter:
+        model, revision = Path(snapshot_download(str(model), revision=revision)), "main"
     # A folder must hold all that it needs; only an adapter's base may come from elsewhere.
-    alone = isinstance(model, Path) and not (model / "adapter_config.json").is_file()
+    alone = isinstance(model, Path) and not is_adapter(model)
     with tempfile.TemporaryDirectory() as away:
         environment = os.environ | {"HF_MODULES_CACHE": f"{away}/modules"} | ({"HF_HUB_OFFLINE": "1"} if alone else {})
         done = subprocess.run(
@@ -291,7 +305,10 @@ def main() -> None:
         commit = publish(**vars(args))
     except (ValueError, OSError, RuntimeError) as error:  # what is wrong with what was asked, or with the network
         sys.exit(f"push_to_hub.py: {error}")
-    print(f'{commit.commit_url}\nLoad this version with revision="{commit.oid}".')
+    how = f'revision="{commit.oid}"'
+    if is_adapter(args.model):
+        how = f'model=snapshot_download("{commit.repo_url.repo_id}", {how}); its base may change all the same'
+    print(f"{commit.commit_url}\nLoad this version with {how}.")
 
 
 if __name__ == "__main__":

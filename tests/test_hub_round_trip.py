@@ -324,6 +324,27 @@ def test_the_whole_way_there_and_back(hub, trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_adapter_is_verified_and_loaded_by_its_commit(hub, trained, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+
+    code, _, error = run(hub, tmp_path / "home", "push_to_hub.py", "--model", trained, "--repo_id", f"{USER}/base")
+    assert code == 0, error
+    base = AuLlavaForConditionalGeneration.from_pretrained(trained)
+    adapter = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = f"{USER}/base"
+    adapter.save_pretrained(tmp_path / "adapter")
+    AuLlavaProcessor.from_pretrained(trained).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "README.md").write_text(CARD)
+    command = ["push_to_hub.py", "--model", tmp_path / "adapter", "--repo_id", f"{USER}/adapter", "--tag", "v1"]
+    code, out, error = run(hub, tmp_path / "home", *command, "--verify")
+    assert code == 0, error
+    oid = hub.repository(f"{USER}/adapter").tags["v1"]
+    assert f'model=snapshot_download("{USER}/adapter", revision="{oid}"); its base may change' in out
+
+
+@pytest.mark.slow
 def test_a_broken_model_is_not_published(hub, trained, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(trained, broken)

@@ -46,6 +46,7 @@ from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
 from evaluation.results import summarise, write_json
 from evaluation.robustness import curves, damaged
+from evaluation.scores import BASELINES, OURS
 from evaluation.table import task_table
 
 
@@ -105,6 +106,8 @@ def arguments() -> argparse.Namespace:
     names = [Path(folder).name for folder in args.beside]
     if len(set(names)) < len(names):
         parser.error(f"--beside {' '.join(args.beside)}: rows are named by their folders; give folders of other names")
+    if taken := [name for name in names if name in (*OURS, *BASELINES) or name.endswith(", calibrated")]:
+        parser.error(f"--beside: {', '.join(map(repr, taken))} is the name of another row; rename that folder")
     if args.calibrate:
         refuse("--calibrate", ("limit", "readout", "mirror"), "what is fitted is applied to the answers of all users")
     args.fold, args.options = FOLDS[args.fold], ""

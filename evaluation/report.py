@@ -10,7 +10,7 @@ from . import faces, pictures
 from .answers import Answers
 from .calibration import apply_folds, fitted_to
 from .data import EvaluationSet
-from .scores import CALIBRATED, MODEL, answered_row, is_detection
+from .scores import CALIBRATED, MODEL, OURS, answered_row, is_detection
 from .table import HEADLINES, NAMES, interval_cells, number, remarks, verdicts, with_interval
 
 
@@ -139,8 +139,7 @@ def _means(task: str, result: dict) -> str:
         names += ["average_precision", "accuracy"]
     rows, folds = result["rows"], result["folds"]
     lines = [
-        ([row, *(with_interval(scores["mean"][name]) for name in names)], row.startswith(MODEL))
-        for row, scores in rows.items()
+        ([row, *(with_interval(scores["mean"][name]) for name in names)], row in OURS) for row, scores in rows.items()
     ]
     table = _table(["mean over Action Units", *(NAMES[name] for name in names)], lines)
     if len(folds) == 1:

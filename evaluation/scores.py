@@ -16,6 +16,8 @@ from .answers import Answers
 _METRICS = Path(__file__).resolve().parent.parent / "metrics"
 MODEL = "AU-LLaVA"
 CALIBRATED = f"{MODEL}, calibrated"
+OURS = (MODEL, CALIBRATED, f"{MODEL}, expected value")
+BASELINES = ("always positive", "majority", "predict the mean", "always zero")  # as the rows below name them
 
 
 def answered_row(rows: dict[str, dict]) -> str:

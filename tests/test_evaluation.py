@@ -258,6 +258,7 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--compare {0} {0} --calibrate --tasks detection", "--compare goes without --tasks, --calibrate"),
         ("--model . --calibrate --limit 3 --no-mirror", "--calibrate goes without --limit, --mirror"),
         ("--model . --beside one/head two/head", "--beside one/head two/head: rows are named by their folders"),
+        ("--model . --beside runs/AU-LLaVA runs/majority runs/mine", "'AU-LLaVA', 'majority' is the name of another"),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(arguments, told, tmp_path, capsys):

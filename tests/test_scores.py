@@ -17,6 +17,7 @@ from evaluation.answers import Answers, decide
 from evaluation.card import update_card
 from evaluation.compare import compare
 from evaluation.published import PUBLISHED
+from evaluation.report import write_report
 from evaluation.results import summarise
 from evaluation.scores import MODEL, score, score_row
 from evaluation.table import verdicts
@@ -245,6 +246,13 @@ def test_the_better_of_two_models_is_named():
         assert re.search(rf": {MODEL} \(.*\) is better than head", line)
     found = summarise({"intensity": good}, SETTINGS, "c", None, {"head": ({"intensity": good}, {})}, resamples=100)
     assert "not clearly apart" in verdicts(found["tasks"]["intensity"])[0]
+
+
+def test_our_rows_alone_stand_out(tmp_path):
+    ours, settings = {"detection": make_answers()}, SETTINGS | {"decision": "mode", "readout": "exact"}
+    results = summarise(ours, settings, "c", None, {f"{MODEL}-before": (ours, {})}, resamples=2)
+    page = write_report(results, ours, tmp_path).read_text()
+    assert f"<tr class=ours><td>{MODEL}</td>" in page and f"<tr><td>{MODEL}-before</td>" in page
 
 
 def test_one_person_tells_nothing_of_others():

@@ -48,7 +48,7 @@ PROTOCOLS = {
     "training and test set alike, so that these numbers say nothing about new people",
 }
 RENDERED = ("synthetic", "synthetic_facs")
-OWN = "csv"  # begins the name of a data set that someone brought, `csv:labels` of `labels.csv`
+OWN = "csv"  # begins the name of a data set that someone brought, `csv:site_a/labels` of `site_a/labels.csv`
 # Share of the training people who are the split `validation` of a data set that comes without one.
 HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": PRESENT_LEVEL, "paper": 3}  # DISFA's levels
@@ -71,7 +71,7 @@ class EvaluationSet:
     """Pictures and labels that a model is scored on.
 
     Args:
-        name (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa`, `feafa`, or `csv:` and a file's name.
+        name (`str`): `synthetic`, `synthetic_facs`, `bp4d`, `disfa`, `feafa`, or `csv:` and names of folder and file.
         split (`str`): `test`, `validation` or `train`.
         protocol (`str`): `standard` or `paper`.
         images (`datasets.Dataset`): One column of aligned face crops, decoded when read.
@@ -83,7 +83,7 @@ class EvaluationSet:
         groups (`list[dict[str, str]]`): What else is known of each picture, such as the apparent skin tone.
         change (*optional*): Called with a picture and its row, gives the picture that the model sees instead.
         options (`str`, *optional*): Which pictures were asked for, where not those by default, as in
-            `naming=megraphau`.
+            `naming=megraphau`; of a csv its task.
     """
 
     name: str
@@ -297,9 +297,11 @@ def _read_own(source: str, split: str, limit: int | None) -> EvaluationSet:
     """A csv of someone's own, as `datasets_scripts/csv_labels.py` reads it: one task, one test split."""
     rows = _read_split(_source(OWN, source), split, limit)
     (asked,) = rows.select_columns(["task", "action_units"]).select([0])
-    name = f"{OWN}:{Path(source.partition('?')[0]).stem}"
-    labels = {asked["task"]: np.array(rows["labels"], float)}
-    return _from_crops(name, split, "standard", rows, [0] * len(rows), {asked["task"]: asked["action_units"]}, labels)
+    # Many a csv is called labels.csv, and one may be asked about by several tasks: a card has a section for each.
+    file, task = Path(source.partition("?")[0]).resolve(), asked["task"]
+    name, labels = f"{OWN}:{file.parent.name}/{file.stem}", {task: np.array(rows["labels"], float)}
+    found = _from_crops(name, split, "standard", rows, [0] * len(rows), {task: asked["action_units"]}, labels)
+    return replace(found, options=f"task={task}")
 
 
 def _from_crops(

@@ -438,7 +438,8 @@ def own_csv(tmp_path_factory):
 
 def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, tmp_path, monkeypatch):
     train, held, test = (read_set("csv", own_csv, split) for split in ("train", "validation", "test"))
-    assert (len(train), len(test), test.name) == (12, 8, "csv:mine") and test.units == {"detection": ["AU12", "AU4"]}
+    name = f"csv:{Path(own_csv.partition('?')[0]).parent.name}/mine"
+    assert (len(train), len(test), test.name) == (12, 8, name) and test.units == {"detection": ["AU12", "AU4"]}
     assert set(held.subjects) < set(train.subjects) and not set(test.subjects) & set(train.subjects)
     shutil.copytree(folder, tmp_path / "model")
     processor = AuLlavaProcessor.from_pretrained(folder)
@@ -454,11 +455,11 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
     assert answers.expected_values == pytest.approx(np.array(told), abs=1e-5)
     assert answers.labels[:, 0].tolist() == [0, 1] * 4 and np.isnan(answers.labels[1, 1])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["settings"]["dataset"] == "csv:mine" and results["protocol"].startswith("one's own pictures")
+    assert results["settings"]["dataset"] == name and results["protocol"].startswith("one's own pictures")
     fitted = calibration.load(tmp_path / "model")["detection"]
-    assert fitted["fitted_on"][0]["dataset"] == "csv:mine" and set(fitted["thresholds"]) == {"AU12", "AU4"}
+    assert fitted["fitted_on"][0]["dataset"] == name and set(fitted["thresholds"]) == {"AU12", "AU4"}
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "## Results on csv:mine" in card and "name: Own pictures (csv:mine)" in card
+    assert f"## Results on {name}" in card and f"name: Own pictures ({name})" in card
     evaluate(
         "--predictions", tmp_path / "out", "--dataset", "csv", "--data_dir", own_csv, "--output", tmp_path / "again"
     )
@@ -481,6 +482,13 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
         read_set("csv", own_csv, fold=2)
     with pytest.raises(ValueError, match="--data_dir goes without split; --split, --fold"):
         read_set("csv", f"{own_csv}&split=train")
+
+
+def test_csv_files_of_one_name_and_tasks_of_one_csv_are_sets_of_their_own(own_csv, tmp_path):
+    site = shutil.copytree(Path(own_csv.partition("?")[0]).parent, tmp_path / "site")
+    levels = own_csv.replace("task=detection", "task=intensity_level")
+    places = (own_csv, levels, f"{site}/mine.csv?detector=none&crops_dir={site}/crops")
+    assert len({tuple(read_set("csv", place).origin().values()) for place in places}) == 3
 
 
 def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):

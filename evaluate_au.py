@@ -17,13 +17,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import cover, select
 from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
-from evaluation.answers import read_answers, read_origin, stamp_of
+from evaluation.answers import Answers, read_answers, read_origin, stamp_of
 from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
 from evaluation.data import (
@@ -209,6 +211,28 @@ def stored_calibration(folder: str) -> dict[int, dict]:
     return fitted
 
 
+def check_about(args: argparse.Namespace, answers: dict[str, Answers], about: EvaluationSet) -> None:
+    """Refuse a data set that stored predictions are not about: their report would name it and show its faces.
+
+    Raises:
+        ValueError: Origin, pictures or labels differ. There may be more pictures, as after `--limit` or `--fold`.
+    """
+    origin, places = read_origin(args.predictions), {sample: place for place, sample in enumerate(about.samples)}
+
+    def known(task: str, found: Answers) -> bool:
+        if not places.keys() >= set(found.samples):
+            return False
+        labels = about.labels[task][[places[sample] for sample in found.samples]]
+        return np.array_equal(labels.astype(np.float32), found.labels.astype(np.float32), equal_nan=True)  # as stored
+
+    same = all(origin[name] == value for name, value in about.origin().items())
+    if not (same and all(known(task, found) for task, found in answers.items())):
+        raise ValueError(
+            f"--data_dir {args.data_dir}: {args.predictions} is about other pictures or labels, of "
+            f"{origin['dataset']}; give the data that it was made with, or leave --data_dir out."
+        )
+
+
 def main() -> None:
     args = arguments()
     if args.compare:
@@ -238,6 +262,8 @@ def main() -> None:
         return
 
     answers = read_answers(stored, args.decision)
+    if args.predictions and evaluation_set:
+        check_about(args, answers, evaluation_set)
     source, folds = args.calibration or args.model, {int(fold) for task in answers.values() for fold in task.folds}
     if source:
         fitted = {fold: calibration.load(of_fold(source, fold)) for fold in folds}

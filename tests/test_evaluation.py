@@ -305,6 +305,12 @@ def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
     flipped = read_answers(tmp_path / "second")["detection"]
     assert np.array_equal(flipped.labels, 1 - answers["detection"].labels)
     assert np.array_equal(flipped.values, answers["detection"].values) and calibration.load(folder) == stored
+    for fewer in (False, True):  # other labels, and then fewer pictures
+        if fewer:
+            pq.write_table(sample.slice(10, 5), tmp_path / "test-00000.parquet")
+        with pytest.raises(ValueError, match="first is about other pictures or labels, of synthetic; give the data"):
+            evaluate("--predictions", tmp_path / "first", "--data_dir", tmp_path, "--output", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
     forget(folder)
 
 

@@ -102,7 +102,7 @@ def arguments() -> argparse.Namespace:
     if args.update_card:
         refuse(
             "--update_card",
-            (*_ASKED, "split", "decision"),
+            (*_ASKED, "split", "calibration", "decision"),
             "the card tells how users are answered, on all test pictures",
         )
     names = [Path(folder).name for folder in args.beside]

@@ -249,8 +249,8 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     [
         ("--model . --update_card --limit 3", "--update_card goes without --limit"),
         (
-            "--model . --update_card --split validation --decision mean",
-            "--update_card goes without --split, --decision",
+            "--model . --update_card --split validation --calibration other --decision mean",
+            "--update_card goes without --split, --calibration, --decision",
         ),
         ("--model . --update_card --tasks detection --no-mirror", "--update_card goes without --tasks, --mirror"),
         ("--predictions {} --fold 1 --calibrate", "--predictions goes without --fold, --calibrate"),

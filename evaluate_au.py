@@ -60,7 +60,8 @@ def arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder or Hub id; {fold} in it stands for the number of the test fold")
     what.add_argument("--predictions", help="score these stored predictions; needs no model")
-    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two folders of stored predictions")
+    two = "two folders of stored predictions, compared as the models gave them, uncalibrated"
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help=two)
     parser.add_argument("--output", required=True, help="folder for predictions, results and report")
     sets = [*QUESTIONS, OWN]
     parser.add_argument("--dataset", choices=sets, help="synthetic by default; with --predictions, theirs")
@@ -69,8 +70,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--validation_dir", help="folder of the split validation for --calibrate; --data_dir by default"
     )
-    parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
+    parser.add_argument("--split", choices=SPLITS, help="test by default; with --predictions, theirs")
+    which = "standard by default; with --predictions, theirs"
+    parser.add_argument("--protocol", choices=("standard", "paper"), help=which)
     parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
     parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
     parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
@@ -96,13 +98,17 @@ def arguments() -> argparse.Namespace:
         if given:
             parser.error(f"{what} goes without {', '.join(given)}: {why}")
 
-    if not args.model:
-        settled = "--predictions" if args.predictions else "--compare"
-        refuse(settled, (*_ASKED, "calibrate"), "what was asked, and of whom, is settled")
+    settled = "what was asked, and of whom, is settled"
+    if args.predictions:
+        refuse("--predictions", (*_ASKED, "calibrate", "validation_dir", "batch_size", "dtype"), settled)
+    if args.compare:
+        taken = ("model", "predictions", "compare", "output", "decision", "resamples")
+        refuse("--compare", tuple(name for name in vars(args) if name not in taken), settled)
     if args.update_card:
+        split = () if args.split == "test" else ("split",)
         refuse(
             "--update_card",
-            (*_ASKED, "split", "calibration", "decision"),
+            (*_ASKED, *split, "calibration", "decision"),
             "the card tells how users are answered, on all test pictures",
         )
     names = [Path(folder).name for folder in args.beside]
@@ -115,11 +121,14 @@ def arguments() -> argparse.Namespace:
     args.fold, args.options = FOLDS[args.fold], ""
     if args.predictions:  # about what they were made for
         origin = read_origin(args.predictions)
-        if args.dataset not in (None, origin["dataset"].partition(":")[0]):
-            parser.error(f"{args.predictions} holds predictions about {origin['dataset']}, not {args.dataset}")
+        theirs = origin | {"dataset": origin["dataset"].partition(":")[0]}
+        for name in ("dataset", "split", "protocol"):
+            if getattr(args, name) not in (None, theirs[name]):
+                parser.error(f"{args.predictions} is about the {name} {theirs[name]}; leave --{name} out")
         known = ("dataset", "protocol", "options", "split", "readout")
         vars(args).update({name: origin[name] for name in known if name in origin})
-    args.dataset = args.dataset or "synthetic"
+    args.dataset, args.split = args.dataset or "synthetic", args.split or "test"
+    args.protocol = args.protocol or "standard"
     one_model = args.model and "{fold}" not in args.model
     if not one_model and (args.update_card or args.formats or args.robustness):
         parser.error("--update_card, --formats and --robustness need one --model, without {fold}")
@@ -272,6 +281,10 @@ def main() -> None:
     beside = {
         Path(folder).name: (read_answers(folder, args.decision), stored_calibration(folder)) for folder in args.beside
     }
+    for name, (found, _) in beside.items():
+        if not answers.keys() & found.keys():
+            ours = ", ".join(answers)
+            print(f"--beside {name}: no row, for it has answers of {', '.join(found)} and these are of {ours}.")
     origin = read_origin(stored)
     settings = vars(args) | {"models": sorted({name for name, _ in origin["model"].values()})}
     settings["by_levels"] = origin.get("by_levels", [])

@@ -255,7 +255,9 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--model . --update_card --tasks detection --no-mirror", "--update_card goes without --tasks, --mirror"),
         ("--predictions {} --fold 1 --calibrate", "--predictions goes without --fold, --calibrate"),
         ("--predictions {} --limit 3 --readout parallel", "--predictions goes without --limit, --readout"),
+        ("--predictions {0} --validation_dir {0} --dtype float16", "goes without --validation_dir, --dtype"),
         ("--compare {0} {0} --calibrate --tasks detection", "--compare goes without --tasks, --calibrate"),
+        ("--compare {0} {0} --split test --beside {0}", "--compare goes without --split, --beside"),
         ("--model . --calibrate --limit 3 --no-mirror", "--calibrate goes without --limit, --mirror"),
         ("--model . --beside one/head two/head", "--beside one/head two/head: rows are named by their folders"),
         ("--model . --beside runs/AU-LLaVA runs/majority runs/mine", "'AU-LLaVA', 'majority' is the name of another"),
@@ -654,6 +656,14 @@ def test_linear_head_stands_in_the_same_table(folder, disfa_crops, tmp_path, mon
     assert re.match(r"python -m baselines.linear_head .*\npython evaluate_au.py .* --beside", results["command"])
     assert [pair["metric"] for pair in result["comparisons"]] == ["f1", "roc_auc"]
     assert "Mean F1: " in capsys.readouterr().out and "only fold 1" in results["protocol"]
+    for option, value in (("--split", "validation"), ("--protocol", "paper"), ("--dataset", "feafa")):
+        with pytest.raises(SystemExit):
+            evaluate("--predictions", ours, option, value, "--output", tmp_path / "wrong")
+        assert f"leave {option} out" in capsys.readouterr().err
+    evaluate(*data, "--tasks", "intensity_level", "--output", tmp_path / "levels")
+    evaluate("--predictions", ours, "--output", tmp_path / "again", "--beside", tmp_path / "levels")
+    told = "--beside levels: no row, for it has answers of intensity_level and these are of detection."
+    assert told in capsys.readouterr().out
     evaluate("--predictions", ours, "--output", tmp_path / "again")  # knows the data set that it is about
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["settings"]["dataset"] == "disfa" and again["tasks"]["detection"]["published"] == result["published"]

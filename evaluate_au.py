@@ -220,6 +220,19 @@ def stored_calibration(folder: str) -> dict[int, dict]:
     return fitted
 
 
+def asked_before(results: dict, output: str) -> dict:
+    """Form and robustness that `results.json` tells of these very predictions, decided and calibrated as now."""
+    file = Path(output, "results.json")
+    known = json.loads(file.read_text()) if file.is_file() else {}
+
+    def about(found: dict) -> tuple:
+        fitted = {task: result["calibration"]["fitted"] for task, result in found["tasks"].items()}
+        return found["predictions"], found["settings"]["decision"], fitted
+
+    same = "predictions" in known and about(known) == about(results)
+    return {name: known[name] for name in ("formats", "robustness") if same and name in known}
+
+
 def check_about(args: argparse.Namespace, answers: dict[str, Answers], about: EvaluationSet) -> None:
     """Refuse a data set that stored predictions are not about: their report would name it and show its faces.
 
@@ -299,6 +312,7 @@ def main() -> None:
         applied = {task: result["calibration"]["fitted"] for task, result in results["tasks"].items()}
         results["robustness"] = curves(read_answers(harmed, args.decision), applied)
     results["predictions"] = stamp_of(stored)
+    results = asked_before(results, args.output) | results
     write_json(results, args.output, "results.json")
     report = write_report(results, answers, args.output, evaluation_set)
     if args.update_card:

@@ -242,6 +242,9 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     evaluate("--compare", first, first, "--output", tmp_path / "compared")
     out = capsys.readouterr().out
     assert "[0.000, 0.000]" in out and results["protocol"] in out
+    evaluate("--predictions", first, "--output", first)  # what was asked of the model beside them stays
+    kept = json.loads((first / "results.json").read_text())
+    assert all(kept[name] == results[name] for name in ("formats", "robustness")) and "formats" not in rescored
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,13 @@ from evaluation.table import task_table
 _ASKED = ("fold", "limit", "tasks", "readout", "mirror")  # less than everything, or not as users are answered
 
 
+def count(text: str) -> int:
+    """How many, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -74,7 +81,7 @@ def arguments() -> argparse.Namespace:
     which = "standard by default; with --predictions, theirs"
     parser.add_argument("--protocol", choices=("standard", "paper"), help=which)
     parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
-    parser.add_argument("--limit", type=int, help="at most so many pictures of each fold, evenly spread")
+    parser.add_argument("--limit", type=count, help="at most so many pictures of each fold, evenly spread")
     parser.add_argument("--tasks", nargs="+", help="only these of the data set's tasks")
     parser.add_argument(
         "--calibrate", action="store_true", help="first fit on the validation people; store in --model"
@@ -84,13 +91,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beside", nargs="+", default=[], help="folders of other predictions: one more row each")
     parser.add_argument("--robustness", type=int, default=0, help="damage so many pictures in 30 ways")
     parser.add_argument("--update_card", action="store_true", help="write the results into the README.md of --model")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=count, default=32)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--readout", default="exact", choices=READOUTS, help="how the model is read; see recognize")
     parser.add_argument("--decision", default="mode", choices=DECISIONS, help="what is scored of each distribution")
     mirrored = "whether to ask about mirror images, too; by default as the model's processor says"
     parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=mirrored)
-    parser.add_argument("--resamples", type=int, default=1000, help="of people, for the intervals")
+    parser.add_argument("--resamples", type=count, default=1000, help="of people, for the intervals")
     args = parser.parse_args()
 
     def refuse(what: str, names: tuple[str, ...], why: str) -> None:
@@ -132,6 +139,12 @@ def arguments() -> argparse.Namespace:
     one_model = args.model and "{fold}" not in args.model
     if not one_model and (args.update_card or args.formats or args.robustness):
         parser.error("--update_card, --formats and --robustness need one --model, without {fold}")
+    if args.update_card or args.calibrate:  # the first fold's, of models for each
+        folder = of_fold(args.model, args.fold or int(has_folds(args.dataset, args.protocol)))
+        if not Path(folder).is_dir():
+            parser.error(
+                f"--calibrate and --update_card write into --model, and {folder} is no folder; download it first"
+            )
     if args.calibrate and (one_model and not args.fold and has_folds(args.dataset, args.protocol)):
         parser.error(
             "--calibrate needs --fold N where there are folds, or a model for each fold with {fold} in its name: the "
@@ -268,6 +281,9 @@ def main() -> None:
     if args.data_dir:
         evaluation_set = read_set(args.dataset, args.data_dir, args.split, args.protocol, args.fold, args.limit)
         args.dataset, args.options = evaluation_set.name, evaluation_set.options
+        if strange := set(args.tasks or ()) - set(evaluation_set.labels):
+            known = ", ".join(evaluation_set.labels)
+            raise ValueError(f"--tasks: {args.dataset} has no {', '.join(sorted(strange))}; accepted: {known}.")
     if args.model:
         check_never_seen(args.model, evaluation_set)
         args.tasks = args.tasks or answered(args.model, evaluation_set)

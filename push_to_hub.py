@@ -282,10 +282,16 @@ def copy_files(model: Path, results: str | Path | None, stage: Path) -> None:
 
 
 def _tracked(folder: Path) -> list[str]:
-    """The files that git tracks, if the folder is the top of a checkout."""
+    """The files that git tracks, if the folder is the top of a checkout.
+
+    Raises:
+        ValueError: Git refuses to say.
+    """
     if not (folder / ".git").exists():
         return []
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True, check=True)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True)
+    if listed.returncode:  # as of a checkout of another user, for which git itself says what to do
+        raise ValueError(f"{folder}: git does not say what it tracks: {listed.stderr.strip()}")
     return [name for name in listed.stdout.split("\0") if name]
 
 

@@ -261,6 +261,10 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--predictions {0} --validation_dir {0} --dtype float16", "goes without --validation_dir, --dtype"),
         ("--compare {0} {0} --calibrate --tasks detection", "--compare goes without --tasks, --calibrate"),
         ("--compare {0} {0} --split test --beside {0}", "--compare goes without --split, --beside"),
+        ("--model me/au --update_card", "write into --model, and me/au is no folder; download it first"),
+        ("--model me/au{{fold}} --dataset disfa --calibrate", "and me/au1 is no folder; download it first"),
+        ("--model . --limit -5", "--limit: '-5' is no number of 1 or more"),
+        ("--model . --batch_size 0", "--batch_size: '0' is no number of 1 or more"),
         ("--model . --calibrate --limit 3 --no-mirror", "--calibrate goes without --limit, --mirror"),
         ("--model . --beside one/head two/head", "--beside one/head two/head: rows are named by their folders"),
         ("--model . --beside runs/AU-LLaVA runs/majority runs/mine", "'AU-LLaVA', 'majority' is the name of another"),
@@ -489,6 +493,8 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
     (tmp_path / "model" / "trained_on.json").write_text(json.dumps({"own": ["P2", "someone else"]}))
     with pytest.warns(UserWarning, match="model was trained on P2, who are in the split test, unless others"):
         evaluate(*asked, "--output", tmp_path / "seen")
+    with pytest.raises(ValueError, match="--tasks: csv:.*/mine has no intensity; accepted: detection"):
+        evaluate(*asked, "--tasks", "intensity", "--output", tmp_path / "wrong")
     with pytest.raises(ValueError, match="no fold 2"):
         read_set("csv", own_csv, fold=2)
     with pytest.raises(ValueError, match="--data_dir goes without split; --split, --fold"):

@@ -254,6 +254,14 @@ def test_a_checkout_publishes_what_git_tracks(tmp_path):
     assert not [name for name in names if name.startswith((".git/", ".venv/", "runs/"))]
 
 
+def test_a_checkout_of_which_git_tells_nothing_is_one_clear_error(folder, tmp_path):
+    from push_to_hub import copy_files
+
+    (folder / ".git").write_text("gitdir: nowhere")
+    with pytest.raises(ValueError, match="model: git does not say what it tracks: fatal: "):
+        copy_files(folder, None, tmp_path / "stage")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tokenizer):
     """A tiny model's folder with a card."""

@@ -250,15 +250,13 @@ def own_people(calibrations: dict[int, dict], task: str, origin: dict, split: st
     for fold, source in sources:
         if source["dataset"] not in own:
             continue
-        if split != "test":
+        if split != "test" or source["protocol"] != origin["protocol"]:
             return {}
         if (source["fold"], whose(source["options"])) != (fold, whose(origin["options"])):
             raise ValueError(
                 f"The calibration for {task} was fitted for {source}, not for fold {fold} of {origin}: thresholds "
                 "would have seen test people. Calibrate this fold's own model, or give --calibration FOLDER."
             )
-        if source["protocol"] != origin["protocol"]:
-            return {}
     return found if len(found) == len(calibrations) else {}
 
 

@@ -195,6 +195,9 @@ def test_a_calibration_of_another_fold_is_refused():
     paper = disfa | {"protocol": "paper"}  # whose labels are others: neither refused nor applied
     found = summarise({"detection": test.take(test.folds == 1)}, paper, "c", {1: {"detection": fitted}}, resamples=2)
     assert not found["tasks"]["detection"]["calibration"]["fitted"]
+    frames = {"fitted_on": [{"dataset": "feafa", "protocol": "paper", "options": "", "fold": 0}]}  # it has no folds
+    videos = {"dataset": "feafa", "protocol": "standard", "options": ""}
+    assert calibration.own_people({1: {"intensity": frames}}, "intensity", videos) == {}
     fewer = disfa | {"options": "drop_bad_landmarks=True"}  # the same people
     found = summarise({"detection": test.take(test.folds == 1)}, fewer, "c", {1: {"detection": fitted}}, resamples=2)
     assert found["tasks"]["detection"]["calibration"]["fitted"]

@@ -25,7 +25,8 @@ from .data import EvaluationSet
 
 # Pictures of one part. Parts and batches are the same however many processes share them, and so are the answers.
 PART = 128
-_READ = ("*.safetensors", "config.json", "tokenizer*", "chat_template.jinja")  # beside the processor's settings
+# Beside the processor's settings.
+_READ = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer*", "chat_template.jinja")
 _NUMBERS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
     {
@@ -57,10 +58,14 @@ def fingerprint(source: str) -> dict:
         source (`str`): Folder or Hub id.
 
     Returns:
-        `dict`: `files`, of a folder names, sizes and times of weights, configuration and tokenizer; `commit`, of a
-        Hub id the one at hand; `processor`, a hash of the processor's settings.
+        `dict`: `files`, of a folder, and of an adapter's base that is a folder, names, sizes and times of weights,
+        configuration and tokenizer; `commit`, of a Hub id the one at hand; `processor`, a hash of the processor's
+        settings.
     """
-    files = sorted(file for pattern in _READ for file in Path(source).glob(pattern))
+    folders, adapter = [source], Path(source, "adapter_config.json")
+    if adapter.is_file():
+        folders.append(json.loads(adapter.read_text())["base_model_name_or_path"])
+    files = sorted(file for folder in folders for pattern in _READ for file in Path(folder).glob(pattern))
     settings = AuLlavaProcessor.get_processor_dict(source)[0] | {"calibration": None}
     return {
         "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],

@@ -41,7 +41,7 @@ from evaluation.card import update_card
 from evaluation.data import SAMPLE, read_set, spread
 from evaluation.formats import SHARED, check_formats
 from evaluation.people import check_apart, check_never_seen
-from evaluation.predict import load, predict
+from evaluation.predict import fingerprint, load, predict
 from evaluation.robustness import curves, damaged
 from evaluation.scores import score_row
 
@@ -180,6 +180,19 @@ def test_other_weights_pictures_or_settings_start_anew(folder, faces, tmp_path, 
     assert set(pq.read_table(pa.BufferReader(made(mended)))["subject"].to_pylist()) == {"someone"}
     distinct = [values(file) for file in (first, second, third, fourth)]
     assert all(a != b for number, a in enumerate(distinct) for b in distinct[:number])
+
+
+def test_another_base_or_other_settings_of_an_adapter_are_another_model(folder, tmp_path):
+    base, adapter = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("base", "adapter"))
+    (adapter / "config.json").unlink()
+    known = []
+    for alpha in (8, 16):
+        settings = {"base_model_name_or_path": str(base), "lora_alpha": alpha}
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        known.append(fingerprint(str(adapter)))
+    assert fingerprint(str(adapter)) == known[1] != known[0]
+    os.utime(base / "model.safetensors", (0, 0))
+    assert fingerprint(str(adapter)) != known[1]
 
 
 def test_stored_predictions_hold_what_the_model_said(folder, faces, tmp_path):

@@ -32,7 +32,7 @@ from au_llava.datasets_scripts.sources import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 # Scores of other ones are no answer.
-ASKED = ("start", "start_sha256", "recipe", "data", "test", "limit", "test_limit", "steps")
+ASKED = ("start", "start_sha256", "recipe", "recipe_sha256", "data", "test", "limit", "test_limit", "steps")
 QUESTIONS = ("detection:bp4d", "intensity_level:disfa", "intensity:feafa")
 # By name the fields that differ from the recipe. `SEPARATE` and `LAYOUT` are more than a field; see `train`.
 SEPARATE, LAYOUT = "one model for each task", "image before text"
@@ -164,6 +164,12 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
     return scores
 
 
+def checksum(path: Path) -> str:
+    """The beginning of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def noise(results: dict[str, list[dict]]) -> dict[str, float]:
     """For each score the least difference between two means over seeds that is beyond chance.
 
@@ -215,8 +221,8 @@ def main() -> None:
 
     if not Path(args.start, "config.json").is_file():
         parser.error(f"--start {args.start} is no folder of an AU-LLaVA; checkpoint/reading.py makes one")
-    with Path(args.start, "model.safetensors").open("rb") as file:  # another model may come to lie there
-        args.start_sha256 = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    args.start_sha256 = checksum(Path(args.start, "model.safetensors"))  # another model may come to lie there,
+    args.recipe_sha256 = checksum(Path(args.recipe))  # and the recipe may change
     chosen = [list(WAYS)[int(number)] for number in args.ways] if args.ways else list(WAYS)
     results: dict[str, list[dict]] = {name: [] for name in chosen}
     with tqdm(total=len(chosen) * len(args.seeds)) as progress:

@@ -1,5 +1,6 @@
 import argparse
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_a_stored_run_is_not_repeated_and_not_taken_for_another(tmp_path):
     args.steps = 2
     with pytest.raises(ValueError, match="another --output"):
         comparisons.run(way, 1, args)
+
+
+def test_a_recipe_that_changed_is_another(tmp_path, monkeypatch):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    recipe = tmp_path / "recipe.yaml"
+    words = f"comparisons --start {tmp_path} --recipe {recipe} --ways 1 --seeds 0 --output {tmp_path}/out"
+    monkeypatch.setattr("sys.argv", words.split())
+    monkeypatch.setattr(comparisons, "train", lambda *_: [])  # what is stored with the scores is asked about
+    for learning_rate in (1, 2):
+        recipe.write_text(f"learning_rate: {learning_rate}")
+        with nullcontext() if learning_rate == 1 else pytest.raises(ValueError, match="give another --output"):
+            comparisons.main()
 
 
 def test_a_model_is_scored_on_rendered_faces():

@@ -140,4 +140,6 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
     for name, (usual, remedy) in _PASSED_OVER.items():
         if (value := getattr(training, name)) != usual:
             raise ValueError(f"{name} is {value!r}, and would do nothing or harm: {remedy}.")
+    if (training.metric_for_best_model or "").endswith("_mae"):
+        training.greater_is_better = False  # transformers takes every metric but a loss for one that should be high
     return arguments, training

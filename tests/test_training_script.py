@@ -619,6 +619,11 @@ def test_every_recipe_parses_and_says_what_it_is_for(name):
         assert training.metric_for_best_model == "score" and training.greater_is_better
 
 
+@pytest.mark.parametrize("metric", ["intensity_level_mae", "eval_intensity_mae"])
+def test_the_best_checkpoint_by_an_error_is_the_one_with_the_least(metric):
+    assert parse("smoke", "--metric_for_best_model", metric)[1].greater_is_better is False
+
+
 @pytest.mark.parametrize("name", ["paper_bp4d", "paper_disfa", "paper_feafa"])
 def test_the_papers_recipes_hold_the_papers_settings(name):
     arguments, training = parse(name)

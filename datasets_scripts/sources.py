@@ -29,6 +29,8 @@ from .synthetic_faces.builder import SyntheticFaces
 
 # Options of builders that say how crops are made, and nothing of crops that are there.
 _MAKING = {"camera", "detector", "workers", "skip_bad_labels"}
+# Data sets, as rows name them, that show the same people: part B of FEAFA is of DISFA's videos.
+SAME_PEOPLE = {"disfa": ("disfa", "feafa"), "feafa": ("feafa", "disfa")}
 BUILDERS = {"synthetic": SyntheticFaces, "bp4d": Bp4d, "disfa": Disfa, "feafa": Feafa, "csv": CsvLabels}
 
 
@@ -162,11 +164,12 @@ def digest_rows(rows: Dataset) -> str:
 
 
 def draw_people(parts: Iterable[Dataset], share: float, seed: int = 0) -> dict[str, list[str]]:
-    """Choose people to validate on, over all parts of each data set at once.
+    """Choose people to validate on, over all parts of each data set at once; a person of several is in all or none.
 
     Args:
         parts: Training rows with `dataset` and `subject`.
-        share (`float`): This share of the people, 0 to 1, but one at least; they are drawn by a hash of their names.
+        share (`float`): This share of each data set's people, 0 to 1, but one at least; they are drawn by a hash of
+            their names. Whoever is drawn in another data set that shows the same people comes on top.
 
     Returns:
         `dict`: Their names, sorted, by data set.
@@ -180,12 +183,16 @@ def draw_people(parts: Iterable[Dataset], share: float, seed: int = 0) -> dict[s
     drawn = {}
     for dataset, names in people.items():
         order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-        drawn[dataset] = sorted(order[: max(1, round(share * len(order)))])
-        if len(drawn[dataset]) == len(names):
+        drawn[dataset] = set(order[: max(1, round(share * len(order)))])
+    apart = {}
+    for dataset, names in people.items():
+        known = set().union(*(drawn.get(other, ()) for other in SAME_PEOPLE.get(dataset, (dataset,))))
+        apart[dataset] = sorted(names & known)
+        if len(apart[dataset]) == len(names):
             raise ValueError(
                 f"held_out {share} of {len(names)} people ({dataset}) leaves none to train on; give less."
             )
-    return drawn
+    return apart
 
 
 def who_is_in(parts: Iterable[Dataset]) -> set[tuple[str, str]]:

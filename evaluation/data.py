@@ -15,7 +15,7 @@ from PIL import Image
 
 from au_llava.action_units import PRESENT_LEVEL, PRESETS
 from au_llava.datasets_scripts.csv_labels import CsvLabels
-from au_llava.datasets_scripts.sources import Source, hold_out
+from au_llava.datasets_scripts.sources import SAME_PEOPLE, Source, hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 
@@ -54,12 +54,10 @@ HELD_OUT = 0.2
 _PRESENT_FROM = {"standard": PRESENT_LEVEL, "paper": 3}  # DISFA's levels
 # Options of data sets that say which pictures are asked about, as they are by default.
 _WHICH = {"naming": "jaanet", "part": "a", "drop_bad_landmarks": "false"}
-# Data sets, as rows to train on name them, that show people of another one: part B of FEAFA is of DISFA's videos.
-_PEOPLE = {
+# Under which names of rows to train on the people of a set stand, where that is not its own name alone.
+_PEOPLE = SAME_PEOPLE | {
     "synthetic": ("synthetic_faces",),
     "synthetic_facs": ("synthetic_faces",),
-    "disfa": ("disfa", "feafa"),
-    "feafa": ("feafa", "disfa"),
     OWN: (CsvLabels.DATASET,),
 }
 SPLITS = ("train", "validation", "test")

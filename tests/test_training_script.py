@@ -485,6 +485,17 @@ def test_who_was_held_out_is_in_no_source_and_remembered(run, tmp_path):
         assert person not in learnt and {person, *learnt} == set(draw_rows()["subject"])
 
 
+def test_who_is_held_out_of_disfa_is_not_trained_on_in_feafa():
+    """Part B of FEAFA is of DISFA's videos; 4 of these 18 people are drawn in the one, and 15 of 75 in the other."""
+    people = {"disfa": [f"SN{n:03d}" for n in range(18)]}
+    people["feafa"] = people["disfa"][3:] + [f"PV{n:03d}" for n in range(60)]
+    sets = {name: Dataset.from_dict({"dataset": [name] * len(some), "subject": some}) for name, some in people.items()}
+    held_out = draw_people(sets.values(), 0.2)
+    for name, rows in sets.items():
+        assert set(held_out[name]) == {*held_out["disfa"], *held_out["feafa"]} & {*people[name]}
+        assert {*draw_people([rows], 0.2)[name]} <= {*held_out[name]}  # whom evaluate_au.py --calibrate fits to
+
+
 def test_a_model_that_is_trained_on_forgets_nobody_it_has_seen(tmp_path):
     (tmp_path / "README.md").write_text(make_card("base", [], False, ["bp4d", "disfa", "feafa"], None, "", [], ""))
     (tmp_path / "held_out.json").write_text('{"bp4d": ["F001", "M001"], "disfa": ["SN001"]}')

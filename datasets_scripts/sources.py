@@ -121,19 +121,21 @@ def _read_folder(folder: Path, split: str) -> Dataset:
             f"No Parquet shards in {folder} for the split {split!r} ({split}-*.parquet); prepare them first "
             f"(docs/data.md), or name the data set: {', '.join(f'{name}:{folder}' for name in BUILDERS)}."
         )
-    return Dataset.from_parquet([str(file) for file in files])
+    rows = Dataset.from_parquet([str(file) for file in files])
+    missing = [name for name in FEATURES if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"{folder}: no column {', '.join(missing)}; there are: {', '.join(rows.column_names)}.")
+    rows = rows.select_columns(list(FEATURES))
+    return rows if rows.features == FEATURES else rows.cast(FEATURES)  # to cast writes all of it once more
 
 
 def check_rows(rows: Dataset, source: str) -> None:
     """See that all rows can be trained on, before hours go into the first ones.
 
     Raises:
-        ValueError: A column is missing, there are no rows, a label is not in its task's range, or a row has no known
-            label, or a unit twice.
+        ValueError: There are no rows, a label is not in its task's range, or a row has no known label, or a unit
+            twice.
     """
-    missing = [name for name in FEATURES if name not in rows.column_names]
-    if missing:
-        raise ValueError(f"{source}: no column {', '.join(missing)}; there are: {', '.join(rows.column_names)}.")
     if not len(rows):
         raise ValueError(f"{source}: no rows.")
     for batch in rows.select_columns(["labels", "action_units", "task"]).iter(batch_size=10_000):

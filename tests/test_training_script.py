@@ -462,6 +462,17 @@ def test_rows_come_from_the_split_that_is_asked_for(tmp_path):
         own.rows("validation")
 
 
+def test_rows_of_any_form_become_rows_to_train_on(tmp_path):
+    """Without FEATURES a path is a text, a frame is of 64 bits, and there may be more columns."""
+    Image.new("L", (224, 224)).save(tmp_path / "face.png")
+    labels = {"AU1": 1.0, "AU12": float("nan")}
+    origin = {"dataset": "mine", "subject": "anna", "sequence": "a", "frame": 1, "camera": "left"}
+    row = make_row(str(tmp_path / "face.png"), labels, "detection", instruct(labels, "detection"), **origin)
+    Dataset.from_list([row]).to_parquet(tmp_path / "rows.parquet")
+    [rows] = Source(str(tmp_path)).rows()
+    assert rows.features == FEATURES and rows[0]["images"][0].size == (224, 224)
+
+
 def test_a_processor_of_another_model_is_refused(run, tmp_path, tiny, processor):
     other = tmp_path / "other"
     shutil.copytree(tiny, other)

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from datasets import BuilderConfig, Dataset
 
-from ..action_units import get_task
+from ..action_units import CATALOGUE, get_task
 from .bp4d import Bp4d
 from .csv_labels import CsvLabels
 from .disfa import Disfa
@@ -133,13 +133,15 @@ def check_rows(rows: Dataset, source: str) -> None:
     """See that all rows can be trained on, before hours go into the first ones.
 
     Raises:
-        ValueError: There are no rows, a label is not in its task's range, or a row has no known label, or a unit
-            twice.
+        ValueError: There are no rows, a unit's code is not as `action_units.py` writes it, a label is not in its
+            task's range, or a row has no known label, or a unit twice.
     """
     if not len(rows):
         raise ValueError(f"{source}: no rows.")
     for batch in rows.select_columns(["labels", "action_units", "task"]).iter(batch_size=10_000):
         for labels, codes, task in zip(*batch.values(), strict=True):
+            if strange := ", ".join(repr(code) for code in codes if code not in CATALOGUE):
+                raise ValueError(f"{source}: unknown Action Unit {strange}; accepted: {', '.join(CATALOGUE)}.")
             if len(set(codes)) < len(codes) or not any(label is None or label == label for label in labels):
                 raise ValueError(
                     f"{source}: a row asks about {', '.join(codes)} with the labels {labels}; give each unit once, "

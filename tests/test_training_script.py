@@ -430,6 +430,9 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(run, recipe)
         draw_rows(2, labels=labels, action_units=codes).to_parquet(data)
         with pytest.raises(ValueError, match="give each unit once, and leave out rows of which no label is known"):
             run()
+    draw_rows(2, action_units=["au1", "AU6", "AU99"]).to_parquet(data)
+    with pytest.raises(ValueError, match="data: unknown Action Unit 'au1', 'AU99'; accepted: AU1, "):
+        run()
     data.unlink()
     with pytest.raises(FileNotFoundError, match="No Parquet shards in"):
         run()

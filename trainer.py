@@ -156,12 +156,11 @@ class AuLlavaTrainer(SFTTrainer):
         finally:
             self.data_collator = collator
 
-    def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         assert output.metrics is not None  # `Trainer` always gives some
-        output.metrics.update(
-            {f"eval_{name}": value for name, value in scores(self.answers(self.eval_dataset)).items()}
-        )
+        found = scores(self.answers(dataloader.dataset))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
     def answers(self, rows: Dataset) -> dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]:

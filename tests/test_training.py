@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from datasets import Dataset
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,
@@ -26,6 +27,7 @@ from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
 from au_llava.datasets_scripts.instructions import FEATURES, Question, Relations, instruct, make_row
 from au_llava.shared_prefix import SharedPrefixTrainer
+from au_llava.trainer import AuLlavaTrainer
 
 
 @pytest.fixture
@@ -46,8 +48,6 @@ def layout(request, processor):
 
 
 def make_trainer(kind, model, processor, rows, folder, peft_config=None, **settings):
-    from datasets import Dataset
-
     settings = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.1} | settings
     arguments = SFTConfig(
         str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, max_length=None, report_to="none",
@@ -110,6 +110,17 @@ def test_validation_asks_as_users_do(layout, rows):
     asked = batch["input_ids"][0][batch["labels"][0] == -100]
     assert layout.tokenizer.decode(asked) == layout.tokenizer.decode(users["input_ids"][0])
     assert torch.equal(batch["pixel_values"], users["pixel_values"])
+
+
+def test_evaluate_scores_the_rows_that_it_is_given(tokenizer, processor, rows, tmp_path):
+    """Of the same answers the errors to the lowest and to the highest label add up to the range."""
+    trainer = make_trainer(AuLlavaTrainer, tiny_model(copy.deepcopy(tokenizer)), processor, rows, tmp_path)
+    errors = []
+    for level in (0.0, 5.0):
+        given = [row | {"task": "intensity_level", "labels": [level] * 3} for row in rows]
+        found = trainer.evaluate(Dataset.from_list(given, features=FEATURES), metric_key_prefix="other")
+        errors.append(found["other_intensity_level_mae"])
+    assert sum(errors) == pytest.approx(5, abs=1e-3)
 
 
 def test_the_shared_prefix_gives_the_same_loss_and_gradients(tokenizer, layout, rows, tmp_path):

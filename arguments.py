@@ -22,6 +22,9 @@ _PASSED_OVER = {
     "save_only_model": (False, "no run goes on from a checkpoint without its optimizer; save_total_limit saves room"),
     "data_seed": (None, "seed says in what order rows are drawn, too"),
     "label_smoothing_factor": (0.0, "soft_digits spreads labels to their neighbours"),
+    "completion_only_loss": (None, "the loss is on answers alone"),
+    "train_sampling_strategy": ("random", "rows are drawn in random order, with shared_prefix by question"),
+    "pad_to_multiple_of": (None, "batches are as long as their longest question and answer"),
 }
 
 
@@ -140,6 +143,12 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
     for name, (usual, remedy) in _PASSED_OVER.items():
         if (value := getattr(training, name)) != usual:
             raise ValueError(f"{name} is {value!r}, and would do nothing or harm: {remedy}.")
+    weighed = arguments.soft_digits or arguments.rare_weight or arguments.format_weight != 1
+    if weighed and training.loss_type != "nll":
+        raise ValueError(
+            f"loss_type is {training.loss_type!r}, but soft_digits, rare_weight and format_weight have a loss of "
+            "their own; leave it out, or these three."
+        )
     if (training.metric_for_best_model or "").endswith("_mae"):
         training.greater_is_better = False  # transformers takes every metric but a loss for one that should be high
     return arguments, training

@@ -533,6 +533,8 @@ def test_options_that_contradict_each_other_are_refused(run):
         run("--lora", "vision")
     with pytest.raises(ValueError, match="freeze is for training without LoRA"):
         run("--freeze", "vision_tower")
+    with pytest.raises(ValueError, match="loss_type is 'dft', but soft_digits, rare_weight and format_weight have"):
+        run("--loss_type", "dft", "--rare_weight", 0.5)
     with pytest.raises(ValueError, match=r"freeze names 'head', .* its parts: .*, language_model, lm_head"):
         run("--lora", "null", "--freeze", "head")
 
@@ -547,6 +549,9 @@ def test_options_that_contradict_each_other_are_refused(run):
         ("save_only_model", "true", "no run goes on from a checkpoint without its optimizer"),
         ("data_seed", 3, "seed says in what order rows are drawn"),
         ("label_smoothing_factor", 0.1, "soft_digits spreads labels"),
+        ("completion_only_loss", "false", "the loss is on answers alone"),
+        ("train_sampling_strategy", "sequential", "rows are drawn in random order"),
+        ("pad_to_multiple_of", 64, "as long as their longest"),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(run, option, value, told):

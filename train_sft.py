@@ -38,7 +38,7 @@ from au_llava.adapters import (
     never_seen,
     trained_on,
 )
-from au_llava.arguments import TOWERS, AuLlavaArguments, read_arguments
+from au_llava.arguments import LORA_TARGETS, TOWERS, AuLlavaArguments, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
 from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
@@ -125,7 +125,7 @@ def freeze(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
     """Let parts of a model stay as they are; with the language model its head.
 
     Raises:
-        ValueError: There is no such part.
+        ValueError: There is no such part, or nothing is left to train.
     """
     for name in parts:
         try:
@@ -136,6 +136,8 @@ def freeze(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
         part.requires_grad_(False)
         if name == "language_model":
             model.lm_head.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"freeze names {', '.join(parts)}, which leaves nothing to train; name less.")
 
 
 def count_weights(model: AuLlavaForConditionalGeneration, trained: bool = False) -> dict[str, int]:
@@ -229,6 +231,13 @@ def main() -> None:
             f"{expected.image_seq_length} (id {expected.image_token_id}); use the processor saved with the model."
         )
     freeze(model, arguments.freeze)
+    if arguments.lora and not any(
+        re.fullmatch(LORA_TARGETS[arguments.lora], name) for name, _ in model.named_modules()
+    ):
+        raise ValueError(
+            f"lora {arguments.lora} finds no self-attention in the {' or '.join(TOWERS[arguments.lora])} of {base}; "
+            "give other towers, or null to train all weights."
+        )
     sizes = count_weights(model)
 
     # Training

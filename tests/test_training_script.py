@@ -537,6 +537,11 @@ def test_options_that_contradict_each_other_are_refused(run):
         run("--loss_type", "dft", "--rare_weight", 0.5)
     with pytest.raises(ValueError, match=r"freeze names 'head', .* its parts: .*, language_model, lm_head"):
         run("--lora", "null", "--freeze", "head")
+    every = ("vision_tower", "language_model", "multi_modal_projector")
+    with pytest.raises(ValueError, match="freeze names vision_tower, .* leaves nothing to train; name less"):
+        run("--lora", "null", "--freeze", *every)
+    with pytest.raises(ValueError, match="lora encoder finds no self-attention in the vision_tower of .*; give other"):
+        run("--lora", "encoder", "--model", ROOT)
 
 
 @pytest.mark.parametrize(

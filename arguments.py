@@ -133,8 +133,10 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
     if arguments.lora not in (None, *LORA_TARGETS):
         raise ValueError(f"Unknown lora {arguments.lora!r}; accepted: {', '.join(LORA_TARGETS)}, null.")
     for name in ("held_out", "subset", "neutral", "soft_digits", "rare_weight"):
-        if (share := getattr(arguments, name)) is not None and not 0 <= share <= 1:
+        share = getattr(arguments, name) or 0.0  # null in a recipe
+        if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share, 0 to 1.")
+        setattr(arguments, name, share)
     for name in ("limit", "eval_limit"):
         if (count := getattr(arguments, name)) is not None and count < 1:
             raise ValueError(f"{name} is {count}; give 1 or more, or leave it out.")

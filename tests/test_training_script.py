@@ -617,6 +617,12 @@ def test_a_broken_recipe_is_one_clear_message(tmp_path, text, message):
         read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
 
 
+def test_a_share_that_is_null_in_a_recipe_is_none_of_them(recipe):
+    recipe.write_text(recipe.read_text() + "subset: null\nrare_weight: null\n")
+    arguments, _ = read_arguments(["--config", str(recipe)])
+    assert (arguments.subset, arguments.rare_weight) == (0, 0)
+
+
 def test_a_token_never_comes_into_a_card(run, recipe, monkeypatch):
     plain = recipe.read_text()
     monkeypatch.setenv("HF_TOKEN", "hf_other")

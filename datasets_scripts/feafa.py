@@ -80,7 +80,7 @@ def find_recordings(data_dir: str | Path, part: str = "A", skip_bad_labels: bool
     """Read all labels of FEAFA and pair them with pictures by sequence and number.
 
     Args:
-        data_dir (`str` or `Path`): The folder that holds all of it, searched to any depth.
+        data_dir (`str` or `Path`): The folder that holds all of it, searched to any depth, or that of one video.
         part (`str`, *optional*, defaults to `"A"`): `A`, `B` (DISFA labelled anew) or `AB`.
         skip_bad_labels (`bool`, *optional*, defaults to `False`): Leave frames with damaged labels out.
 
@@ -110,9 +110,15 @@ def _files(root: Path, sources: tuple[str, ...]) -> tuple[dict, dict]:
     """Label files and pictures, each a list, by sequence and then by number."""
     labels: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     pictures: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for folder, folders, names in os.walk(root):
+    home, read = root.absolute().parent, set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        sequences = re.findall(r"(?:PV|SN)\d{3}", str(Path(folder).absolute().relative_to(home)).upper())
+        place = (os.path.realpath(folder), *sequences[-1:])
+        if place in read:  # a link leads here as well, perhaps one from within
+            folders.clear()
+            continue
+        read.add(place)
         folders.sort()
-        sequences = re.findall(r"(?:PV|SN)\d{3}", str(Path(folder).relative_to(root)).upper())
         if sequences and sequences[-1].startswith(sources):
             for name in sorted(names):
                 stem, suffix = os.path.splitext(name)

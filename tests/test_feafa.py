@@ -62,6 +62,18 @@ def test_labels_and_pictures_are_paired_wherever_they_lie(tree):
     assert found["PV003"].numbers == (0,) and found["PV003"].left_out == ((1, "no picture"), (2, "no label"))
 
 
+def test_folders_that_are_links_are_read_once_and_one_video_by_itself(tree, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "videos").symlink_to(tree)
+    (linked / "again").symlink_to(tree)
+    (tree / "FEAFA-A" / "back").symlink_to(tree)
+    numbers = {recording.sequence: recording.numbers for recording in find_recordings(tree)}
+    assert {recording.sequence: recording.numbers for recording in find_recordings(linked)} == numbers
+    [video] = find_recordings(tree / "FEAFA-A" / "PV001.output")
+    assert (video.sequence, video.numbers) == ("PV001", numbers["PV001"])
+
+
 def test_the_picture_beside_the_label_comes_first_and_others_are_not_chosen_from(tree):
     save(tree / "copies" / "PV001" / "00000004.png", 222)
     save(tree / "copies" / "PV008" / "00000003.png", 222)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from au_llava.action_units import PRESETS, TASKS
+from checkpoint.begun import begin, version_of
 from checkpoint.pretrain import UNITS, fast_in_bfloat16, middle, read_shards, units_of
 from checkpoint.questions import Question, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
@@ -62,6 +63,12 @@ def main() -> None:
     set_seed(args.seed)
     model, processor = open_model(args.model)
     files = training_shards(args.data_dir)
+    begin(
+        args.output_dir,
+        model=version_of(Path(args.model, "model.safetensors")),
+        faces=[version_of(file) for file in files],
+        seed=args.seed,
+    )
     rows = read_labels(files)
     activations = standardised(torch.from_numpy(np.stack([units_of(row) for row in rows])).to(model.device))
     with torch.no_grad():
@@ -80,7 +87,6 @@ def main() -> None:
         probe.load_state_dict(state["probe"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    state_file.parent.mkdir(parents=True, exist_ok=True)
 
     losses: dict[str, list[float]] = {task: [] for task in TASKS}
     bar = tqdm(range(first, args.steps), desc="lessons", unit="step", mininterval=5, initial=first, total=args.steps)

@@ -21,7 +21,8 @@ from transformers import set_seed
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
 from au_llava.modeling_au_llava import moved
-from checkpoint.cost import operations, operations_of
+from checkpoint.begun import begin, version_of
+from checkpoint.cost import cost_of, operations, operations_of
 from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, ROUND, Question, open_model, read_labels, trained_lists, training_shards
@@ -202,11 +203,16 @@ def main() -> None:
 
     set_seed(args.seed)
     model, processor = open_model(args.model)
-    cost = json.loads((Path(args.model) / "cost.json").read_text())
+    cost = cost_of(args.model)
     files = training_shards(*args.data_dir)
     rows = read_labels(files)
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    output = begin(
+        args.output_dir,
+        model=version_of(Path(args.model, "model.safetensors")),
+        faces=[version_of(file) for file in files],
+        versions=args.versions,
+        seed=args.seed,
+    )
 
     def save(name: str, content: object) -> None:
         torch.save(content, output / f"{name}.tmp")

@@ -43,6 +43,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.action_units import PRESETS, select
+from checkpoint.begun import begin, version_of
 from checkpoint.muon import make_optimizers
 from checkpoint.rate import set_rate
 
@@ -345,10 +346,10 @@ class Faces:
         """Read the files that are new; with a pool, take what it has read of those of earlier looks."""
         files = [file for folder in self.folders for file in sorted(folder.glob("train-*.parquet"))]
         fresh = [file for file in files if file not in self.read]
-        if self.data and (not fresh or self.limit):
+        if self.data and (self.limit or not (fresh or self.coming)):
             return
         self.read |= set(fresh)
-        if self.pool and fresh and not self.limit:
+        if self.pool and (fresh or self.coming) and not self.limit:
             self.coming += [self.pool.submit(read_shards, [file]) for file in fresh]
             done = [some for some in self.coming if some.done() or not self.data]
             self.coming = [some for some in self.coming if some not in done]
@@ -372,17 +373,27 @@ def main() -> None:
     parser.add_argument(
         "--strength", type=float, default=1.0, help="of the changes made to faces; 0: none but mirrored"
     )
-    parser.add_argument("--architecture", choices=["resnet", "dinov2"], default="resnet")
+    parser.add_argument("--architecture", choices=["resnet", "dinov2"], help="of random weights; resnet by default")
     parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
     parser.add_argument("--depths", type=int, nargs=4, help="more blocks in each of its stages than it has")
     parser.add_argument("--freeze", nargs="*", default=[], help="parts of it that stay as they are: embedder ...")
     parser.add_argument("--workers", type=int, default=1, help="processes that read faces")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.depths and not args.encoder:
+        parser.error(f"--depths {args.depths} is for an encoder that goes on learning; name it with --encoder")
+    if args.encoder and args.architecture:
+        parser.error(f"--architecture {args.architecture}: that of --encoder {args.encoder} stays; leave one out")
+    args.architecture = args.architecture or "resnet"
 
     set_seed(args.seed)
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    output = begin(  # more faces may come to these folders
+        args.output_dir,
+        faces=[str(Path(folder).resolve()) for folder in args.data_dir],
+        encoder=version_of(Path(args.encoder, "model.safetensors")) if args.encoder else args.architecture,
+        depths=args.depths,
+        seed=args.seed,
+    )
     state_file = output / "state.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
@@ -421,9 +432,7 @@ def main() -> None:
     while progress() < 1:
         faces.look()
         generator = torch.Generator(device).manual_seed(1000 * args.seed + epoch)
-        steps = len(faces) // args.batch_size
-        if args.minutes:
-            steps = max(steps, FEWEST)
+        steps = max(len(faces) // args.batch_size, FEWEST if args.minutes else 1)
         rounds = math.ceil(steps * args.batch_size / len(faces))
         order = torch.cat([torch.randperm(len(faces), generator=generator, device=device) for _ in range(rounds)])
         totals = torch.zeros(3, device=device)

@@ -34,7 +34,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
-from checkpoint.cost import operations
+from checkpoint.cost import cost_of, operations
 from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
@@ -350,6 +350,7 @@ def main() -> None:
 
     set_seed(args.seed)
     model, processor = open_model(args.model)
+    cost = cost_of(args.model) if args.again else {}
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(*args.data_dir)
     faces, rows = read_shards(files, args.limit), read_labels(files)[: args.limit]
@@ -372,10 +373,9 @@ def main() -> None:
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows) for question in questions]
     if args.again:
-        cost = json.loads((Path(args.model) / "cost.json").read_text())
-        cost["reading"] += train_estimates(model, questions, tokens, labels, args.steps)
+        cost["reading"] = cost.get("reading", 0) + train_estimates(model, questions, tokens, labels, args.steps)
     else:
-        cost = {"reading": operations(append_reader, model, questions, tokens, labels)}
+        cost["reading"] = operations(append_reader, model, questions, tokens, labels)
     if args.epochs:
         some = tokens[: args.states], [own[: args.states] for own in labels]
         cost["reading"] += train_reader(model, questions, *some, args.epochs, args.learning_rate, args.batch_size)

@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import sys
+from concurrent.futures import Future
 
 import pyarrow.parquet as pq
 import pytest
@@ -151,6 +152,38 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
     timed = run("--minutes", str(resumed[-1]["minutes"] + 0.02))  # about a second more
     assert len(timed) > 2 and all(log["units"] > 0 for log in timed)
     assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == wider.hidden_sizes
+    with pytest.raises(ValueError, match="was begun with seed 0, and now it is 1. Give another output_dir"):
+        run("--seed", "1")
+    for contradiction in (["--depths", "1", "1", "2", "1"], ["--encoder", ".", "--architecture", "dinov2"]):
+        with pytest.raises(SystemExit):
+            run(*contradiction)
+
+
+def test_faces_that_were_being_read_are_taken_when_they_are(tmp_path):
+    faces = pretrain.Faces([tmp_path], torch.device("cpu"), 1, None)
+    ready, later, read = Future(), Future(), {"images": torch.zeros(2, 1)}
+    ready.set_result(read)
+    faces.pool = Pool([ready, later])
+    (tmp_path / "train-00000.parquet").touch()
+    faces.look()
+    (tmp_path / "train-00001.parquet").touch()
+    faces.look()
+    assert len(faces) == 2
+    later.set_result(read)
+    faces.look()
+    assert len(faces) == 4
+    faces.look()
+    assert len(faces) == 4
+
+
+class Pool:
+    """Gives what a test lays down, one after the other."""
+
+    def __init__(self, results: list[Future]):
+        self.results = results
+
+    def submit(self, *_):
+        return self.results.pop(0)
 
 
 def test_a_deeper_encoder_sees_the_same_and_goes_on_learning():

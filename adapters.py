@@ -202,13 +202,18 @@ def never_seen(
 
     Args:
         base (`str`): Hub id or folder of the model that the training starts from. Of a data set that it was trained
-            on, only people in its own `held_out.json` can remain.
+            on, only people in its own `held_out.json` can remain; others join where that and its `trained_on.json`
+            tell whom it has seen.
         trained (`set[tuple[str, str]]`): Data set and name of everyone that is trained on now.
         held_out (`Mapping`): The people that are held out now, by data set.
     """
     before = _noted(base, "held_out.json")
     unknown: dict = dict.fromkeys(trained_on([], base), ())
     people = dict.fromkeys((dataset for dataset, _ in trained), ()) | dict(held_out) | unknown | before
+    seen = _noted(base, "trained_on.json")
+    for dataset in seen.keys() & held_out.keys():
+        if before.get(dataset):  # it is known whom the base has seen, and others may join
+            people[dataset] = sorted({*before[dataset], *held_out[dataset]} - set(seen[dataset]))
     return {
         dataset: [name for name in names if (dataset, name) not in trained]
         for dataset, names in sorted(people.items())

@@ -522,6 +522,8 @@ def test_a_model_that_is_trained_on_forgets_nobody_it_has_seen(tmp_path):
     (tmp_path / "trained_on.json").write_text('{"bp4d": ["F002", "M003"], "disfa": ["SN002"]}')
     learnt = {"bp4d": ["F002", "M001", "M003"], "disfa": ["SN002"], "feafa": ["PV001"], "own": ["anna"]}
     assert ever_seen(str(tmp_path), trained) == learnt
+    # Now it is known that the base has not seen F003; of FEAFA nobody was noted as held out.
+    assert never_seen(str(tmp_path), trained, drawn) == seen | {"bp4d": ["F001", "F003"]}
 
 
 def test_options_that_contradict_each_other_are_refused(run):

@@ -27,12 +27,13 @@ from tqdm import tqdm
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import describe, get_task, select
 from au_llava.datasets_scripts.instructions import Relations, relations_in
-from au_llava.datasets_scripts.sources import Source
+from au_llava.datasets_scripts.sources import Source, digest_rows
 
 
 ROOT = Path(__file__).resolve().parent.parent
 # Scores of other ones are no answer.
-ASKED = ("start", "start_sha256", "recipe", "recipe_sha256", "data", "test", "limit", "test_limit", "steps")
+ASKED = ("start", "start_sha256", "recipe", "recipe_sha256", "data", "data_sha256", "test", "test_sha256", "limit")
+ASKED += ("test_limit", "steps")
 QUESTIONS = ("detection:bp4d", "intensity_level:disfa", "intensity:feafa")
 # By name the fields that differ from the recipe. `SEPARATE` and `LAYOUT` are more than a field; see `train`.
 SEPARATE, LAYOUT = "one model for each task", "image before text"
@@ -222,7 +223,9 @@ def main() -> None:
     if not Path(args.start, "config.json").is_file():
         parser.error(f"--start {args.start} is no folder of an AU-LLaVA; checkpoint/reading.py makes one")
     args.start_sha256 = checksum(Path(args.start, "model.safetensors"))  # another model may come to lie there,
-    args.recipe_sha256 = checksum(Path(args.recipe))  # and the recipe may change
+    args.recipe_sha256 = checksum(Path(args.recipe))  # the recipe may change, and more faces come to the folders
+    args.data_sha256 = digest_rows(read_rows(args.data, QUESTIONS, args.limit))
+    args.test_sha256 = digest_rows(read_rows(args.test, QUESTIONS, args.test_limit))
     chosen = [list(WAYS)[int(number)] for number in args.ways] if args.ways else list(WAYS)
     results: dict[str, list[dict]] = {name: [] for name in chosen}
     with tqdm(total=len(chosen) * len(args.seeds)) as progress:

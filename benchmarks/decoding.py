@@ -168,6 +168,10 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs=3, metavar=("MODEL", "TASK", "BATCH"), help="one part: mid-size intensity 32")
     args = parser.parse_args()
+    if args.only and (args.only[0] not in ("default", "mid-size") or args.only[1] not in TASKS):
+        parser.error(
+            f"--only {' '.join(args.only)}: give default or mid-size, one of {', '.join(TASKS)}, and a number"
+        )
     logging.disable_progress_bar()
     clock = time.process_time if args.processor_time else time.perf_counter
     started = clock()
@@ -175,12 +179,17 @@ def main() -> int:
     model = AuLlavaForConditionalGeneration.from_pretrained(args.model).eval()
     processor = AuLlavaProcessor.from_pretrained(args.model)
     count, repeats = (8, 1) if args.quick else (32, args.repeats)
+    if args.only:
+        count = max(count, int(args.only[2]))  # faces enough for a batch
     pictures = [picture.convert("RGB") for picture in faces(2 * count)]
     pictures, others = pictures[:count], pictures[count:]
     wide, wide_processor = mid_size(processor.tokenizer)
 
     def late() -> bool:
         return args.quick and clock() - started > QUICK_SECONDS
+
+    def about() -> dict:
+        return {"torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": clock() - started}
 
     known = {"default": (model, processor, Passes(model, clock))}
     known["mid-size"] = (wide, wide_processor, Passes(wide, clock))
@@ -190,6 +199,8 @@ def main() -> int:
     if args.only:
         name, task, batch = args.only
         compare(name, *known[name], task, int(batch), pictures, repeats, rows)
+        if args.json:
+            print(json.dumps(about() | {"rows": rows}))
         return 0
 
     # What the bars are about comes first, in case time runs out.
@@ -229,13 +240,8 @@ def main() -> int:
     for bar, (value, _, _) in bars.items():
         print(f"{'missed' if bar in missed else 'held  '}  {bar}: {value:.2f}")
     if args.json:
-        about = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "seconds": clock() - started,
-        }
         values = {bar: value for bar, (value, _, _) in bars.items()}
-        print(json.dumps({**about, "rows": rows, "drafts": sources, "bars": values, "missed": missed}))
+        print(json.dumps({**about(), "rows": rows, "drafts": sources, "bars": values, "missed": missed}))
     return 1 if missed else 0
 
 

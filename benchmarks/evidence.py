@@ -119,7 +119,8 @@ def main() -> None:
 
     builder = SyntheticFaces(config_name="faces", data_dir=arguments.data_dir)
     builder.download_and_prepare()
-    faces = builder.as_dataset("test").select(range(arguments.limit))
+    faces = builder.as_dataset("test")
+    faces = faces.select(range(min(arguments.limit, len(faces))))
     pipe = load_pipeline(arguments.model)
     results = {}
     for method in arguments.methods:

@@ -39,6 +39,10 @@ COLUMNS = {
 def answered(pipe, asked: list[Question], folder: Path, rows: list[dict], detector: str) -> list[list[dict] | None]:
     """For each row the answers about its face, one a task; None where no face was found there."""
     files = list(dict.fromkeys(row["file"] for row in rows))
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of {len(files)} files, as {missing[0]}; unpack them there."
+        )
     sources = [str(folder / file) for file in files]
     photos = recognize(pipe, tqdm(sources, unit="picture"), asked, detector)
     faces = {file: list(zip(*photo.answers, strict=True)) for file, photo in zip(files, photos, strict=True)}

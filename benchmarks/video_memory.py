@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--detector", default="none")
     parser.add_argument("--model")
     arguments = parser.parse_args()
+    if arguments.minutes < 0.5:
+        parser.error(f"--minutes {arguments.minutes:g} is too short to grow in; give 0.5 or more")
 
     pipe, process, early = load_pipeline(arguments.model), psutil.Process(), 0.0
     with tempfile.TemporaryDirectory() as folder:

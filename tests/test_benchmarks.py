@@ -195,6 +195,10 @@ def test_answers_about_photographs_are_held_against_labels(tmp_path, monkeypatch
     found = json.loads(said.splitlines()[-1])["scores"]
     assert {own["faces"] for own in found.values()} == {1} and found["AU12"]["present"] == 1
 
+    (tmp_path / "astronaut.png").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks 1 of 1 files, as astronaut.png"):
+        photographs.main()
+
     rows = [{"AU25": label} for label in ("1", "1", "0", "0", "", "1")]
     levels = [(3, 3.2), (1, 1.4), (2, 1.9), (0, 0.1), (5, 5.0)]
     told = [[{}, {"AU25": {"value": value, "expected_value": mean}}, {}] for value, mean in levels]

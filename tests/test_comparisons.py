@@ -57,12 +57,17 @@ def test_a_recipe_that_changed_is_another(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     recipe = tmp_path / "recipe.yaml"
     words = f"comparisons --start {tmp_path} --recipe {recipe} --ways 1 --seeds 0 --output {tmp_path}/out"
+    words += " --data synthetic:?split=test --limit 2 --test_limit 2"
     monkeypatch.setattr("sys.argv", words.split())
     monkeypatch.setattr(comparisons, "train", lambda *_: [])  # what is stored with the scores is asked about
     for learning_rate in (1, 2):
         recipe.write_text(f"learning_rate: {learning_rate}")
         with nullcontext() if learning_rate == 1 else pytest.raises(ValueError, match="give another --output"):
             comparisons.main()
+    recipe.write_text("learning_rate: 1")
+    monkeypatch.setattr(comparisons, "digest_rows", lambda rows: "of others")  # as when faces have come
+    with pytest.raises(ValueError, match="give another --output"):
+        comparisons.main()
 
 
 def test_a_model_is_scored_on_rendered_faces():

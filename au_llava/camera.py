@@ -24,8 +24,8 @@ def run(arguments: Namespace) -> int:
     film.
     """
     name, *others = arguments.input
-    if others or arguments.overlay or arguments.smooth:
-        raise ValueError(f"Camera {name} must be the only input, and goes without --overlay and --smooth.")
+    if others or arguments.overlay or arguments.smooth or arguments.evidence:
+        raise ValueError(f"Camera {name} must be the only input, and goes without --overlay, --evidence and --smooth.")
     asked, chosen, output = prepared(arguments)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -336,7 +336,8 @@ def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monk
     with open("t.csv", newline="") as file:
         assert [row["frame"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
     assert Path("t.csv.camera7.detection.png").is_file()
-    assert main(["recognize", "7", "--overlay", "drawn", *common]) == 2 and "only input" in capsys.readouterr().err
+    for drawn in ("--overlay=drawn", "--evidence=attention"):
+        assert main(["recognize", "7", drawn, *common]) == 2 and "only input" in capsys.readouterr().err
 
 
 def test_an_error_leaves_what_a_camera_has_seen(folder, clip, tmp_path, monkeypatch):

@@ -51,11 +51,9 @@ class Work:
     def __init__(self, model: AuLlavaForConditionalGeneration, rate: float, bandwidth: float):
         self.rate, self.bandwidth, self.least, self.passes = rate, bandwidth, 0.0, 0
         vision, language = model.model.vision_tower, model.model.language_model
-        head = model.lm_head.weight.numel()
         vision.register_forward_hook(lambda tower, inputs, outputs: self.encoder(tower, outputs))
-        language.register_forward_pre_hook(
-            lambda tower, _, inputs: self.language(tower, inputs, head), with_kwargs=True
-        )
+        language.register_forward_pre_hook(lambda tower, _, inputs: self.language(tower, inputs), with_kwargs=True)
+        model.lm_head.register_forward_pre_hook(lambda layer, inputs: self.head(layer, *inputs))
 
     def add(self, operations: float, size: float) -> None:
         self.least += max(operations / self.rate, size / self.bandwidth)
@@ -67,14 +65,20 @@ class Work:
         weights = sum(weight.numel() for weight in tower.parameters())
         self.add(2 * weights * places * batch, weights * states.element_size())
 
-    def language(self, tower, inputs: dict, head: int) -> None:
-        """Products with all weights, and attention to what came before; the output layer for every token."""
+    def head(self, layer, states: torch.Tensor) -> None:
+        """The output layer, for the tokens that it is asked about."""
+        weights, tokens = layer.weight.numel(), states[..., 0].numel()
+        self.add(2 * weights * tokens, weights * states.element_size())
+
+    def language(self, tower, inputs: dict) -> None:
+        """Products with all weights, and attention to what came before."""
         embeddings, config = inputs["inputs_embeds"], tower.config
         batch, tokens, _ = embeddings.shape
         cache = inputs["cache" if "cache" in inputs else "past_key_values"]  # until transformers 5.23
         reach = tokens + int(cache.get_seq_length())
-        weights = head + sum(weight.numel() for weight in tower.layers.parameters())
-        attention = 4 * config.num_hidden_layers * config.hidden_size * tokens * reach
+        weights = sum(weight.numel() for weight in tower.layers.parameters())
+        seen = tokens * (reach - (tokens - 1) / 2)  # by all of them together: none sees those that come after it
+        attention = 4 * config.num_hidden_layers * config.hidden_size * seen
         kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * reach * batch
         self.add((2 * weights * tokens + attention) * batch, (weights + kept) * embeddings.element_size())
         self.passes += 1

@@ -516,8 +516,8 @@ def test_a_csv_of_one_s_own_is_scored_as_the_pipeline_answers(folder, own_csv, t
 
 def test_csv_files_of_one_name_and_tasks_of_one_csv_are_sets_of_their_own(own_csv, tmp_path):
     site = shutil.copytree(Path(own_csv.partition("?")[0]).parent, tmp_path / "site")
-    levels = own_csv.replace("task=detection", "task=intensity_level")
-    places = (own_csv, levels, f"{site}/mine.csv?detector=none&crops_dir={site}/crops")
+    levels = own_csv.replace("task=detection", "task=intensity_level").replace("/crops", "/crops_of_levels")
+    places = (own_csv, levels, f"{site}/mine.csv?detector=none&crops_dir={tmp_path}/crops")
     assert len({tuple(read_set("csv", place).origin().values()) for place in places}) == 3
 
 

@@ -128,11 +128,8 @@ class AnswersMixin:
         chosen, units = get_task(task), select(action_units, task)
         _check_asked(recognition, task, units)
         fitted = self._fitted(task, units) if calibrated else {}
-        if recognition.decision not in (
-            "mode",
-            fitted.get("decision"),
-        ):  # margins and thresholds are of the fitted one
-            fitted = {}
+        if recognition.decision not in ("mode", fitted.get("decision")):
+            fitted = {}  # thresholds, masses and margins go with the decision that they were fitted to
         if calibrated:
             recognition = self.calibrate(recognition, task, units)
         codes = [unit.code for unit in units]

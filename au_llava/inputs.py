@@ -101,7 +101,7 @@ def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path], dr
             raise ValueError(f"{text}: videos are not fetched; download it, and give the file.")
         elif Path(text).is_dir() or (glob.has_magic(text) and not Path(text).exists()):
             matches = [text] if Path(text).is_dir() else sorted(glob.glob(text, recursive=True))
-            files = [file for match in matches for file in _files(match, passed, drawn) if not _TIMELINE.search(file)]
+            files = [file for match in matches for file in _files(match, passed) if not _TIMELINE.search(file)]
             files = _without_overlays(files, drawn)
             kept = [file for file in files if spared not in (path := Path(os.path.abspath(file)), *path.parents)]
             if files and not kept:
@@ -112,11 +112,11 @@ def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path], dr
     return found
 
 
-def _files(match: str, passed: set[Path], drawn: set[str]) -> list[str]:
+def _files(match: str, passed: set[Path]) -> list[str]:
     """A file itself; of a folder the pictures and videos below it. Other files there that can be seen are noted.
 
-    Overlays are left out, unless there is nothing else. Linked folders are entered, each once, and none that holds or
-    is a part of this one; a picture's link that leads nowhere is taken, to be reported.
+    Linked folders are entered, each once, and none that holds or is a part of this one; a picture's link that leads
+    nowhere is taken, to be reported.
     """
     if not Path(match).is_dir():
         return [match]
@@ -140,7 +140,7 @@ def _files(match: str, passed: set[Path], drawn: set[str]) -> list[str]:
                 taken += [path] if path.is_file() or path.is_symlink() else []
             elif path.is_file():
                 passed.add(path)
-    return _without_overlays([str(path) for path in sorted(taken)], drawn)
+    return [str(path) for path in sorted(taken)]
 
 
 def _without_overlays(files: list[str], drawn: set[str]) -> list[str]:

@@ -371,7 +371,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument(
-        "--strength", type=float, default=1.0, help="of the changes made to faces; 0: none but mirrored"
+        "--strength",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="of the changes made to faces, at the start and, where two are given, at the end; 0: none but mirrored",
     )
     parser.add_argument("--architecture", choices=["resnet", "dinov2"], help="of random weights; resnet by default")
     parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
@@ -385,6 +389,8 @@ def main() -> None:
     if args.encoder and args.architecture:
         parser.error(f"--architecture {args.architecture}: that of --encoder {args.encoder} stays; leave one out")
     args.architecture = args.architecture or "resnet"
+    if len(args.strength) > 2:
+        parser.error(f"--strength {args.strength}: one, or one at the start and one at the end")
 
     set_seed(args.seed)
     output = begin(  # more faces may come to these folders
@@ -448,7 +454,8 @@ def main() -> None:
             set_rate(optimizers, args.learning_rate, done, 0.03)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
             batch = {name: values[rows] for name, values in faces.data.items()}
-            losses = model.losses(augment(batch, generator, args.strength))
+            strength = args.strength[0] + done * (args.strength[-1] - args.strength[0])
+            losses = model.losses(augment(batch, generator, strength))
             model.zero_grad()
             (losses * torch.tensor([1.0, 0.5, 0.5], device=device)).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)

@@ -137,24 +137,35 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
     # With four channels torch 2.13 crashes on some processors, in the gradient of filters in channels-last order.
     wider = ResNetConfig(embedding_size=16, hidden_sizes=[16, 16, 16, 32], depths=[1, 1, 1, 1], layer_type="basic")
     monkeypatch.setattr(pretrain, "make_encoder", lambda architecture: ResNetModel(wider))
+    strengths: list[float] = []
+
+    def change(batch: dict, generator: torch.Generator, strength: float) -> dict:
+        strengths.append(strength)
+        return augment(batch, generator, strength)
+
+    monkeypatch.setattr(pretrain, "augment", change)
 
     def run(*options: str) -> list[dict]:
         data = ["--data_dir", *map(str, folders), "--output_dir", str(tmp_path / "encoder"), "--batch_size", "2"]
         monkeypatch.setattr(sys, "argv", ["pretrain", *data, *options])
+        strengths.clear()
         pretrain.main()
         return [json.loads(line) for line in (tmp_path / "encoder" / "log.jsonl").read_text().splitlines()]
 
     (first,) = run("--epochs", "1")
     assert first["faces"] == 6 and first["units"] > 0 and list(first["validation_correlation"]) == [str(folders[0])]
     pq.write_table(faces.slice(9, 4), folders[1] / "train-00000.parquet")
-    resumed = run("--epochs", "2")
+    assert strengths == [1.0] * 3
+    resumed = run("--epochs", "2", "--strength", "0.8", "0.2")
+    assert strengths == pytest.approx([0.5, 0.44, 0.38, 0.32, 0.26])  # the second half of the way from 0.8 to 0.2
     assert [(log["epoch"], log["faces"]) for log in resumed] == [(1, 6), (2, 10)]
     timed = run("--minutes", str(resumed[-1]["minutes"] + 0.02))  # about a second more
     assert len(timed) > 2 and all(log["units"] > 0 for log in timed)
     assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == wider.hidden_sizes
     with pytest.raises(ValueError, match="was begun with seed 0, and now it is 1. Give another output_dir"):
         run("--seed", "1")
-    for contradiction in (["--depths", "1", "1", "2", "1"], ["--encoder", ".", "--architecture", "dinov2"]):
+    wrong = ["--depths", "1", "1", "2", "1"], ["--encoder", ".", "--architecture", "dinov2"], ["--strength", *"111"]
+    for contradiction in wrong:
         with pytest.raises(SystemExit):
             run(*contradiction)
 

@@ -211,6 +211,8 @@ def main() -> None:
         check_push(names, public, arguments.public_licence, base if arguments.lora and not arguments.merge else None)
         if not public:
             check_private(repo_id)
+        if not get_token():  # the Hub hides private repositories from strangers, so that none of the above tells
+            raise ValueError("push_to_hub needs a token of the Hub; run `hf auth login` first, or set HF_TOKEN.")
     dtype = arguments.dtype
     if dtype == "auto" and not (training.bf16 or training.fp16):
         dtype = "float32"  # small steps vanish in the 16 bits that weights are often stored in

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, tiny_model
 from datasets import Dataset
 from huggingface_hub import HfApi
+from huggingface_hub.utils import RepositoryNotFoundError, httpx
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -800,8 +801,20 @@ def test_a_private_push_to_a_public_repository_is_refused_before_the_training(ru
     assert names == ["me/tiny", "me/run-merged"] and not list((tmp_path / "run").glob("*"))
 
 
+def test_a_push_without_a_token_is_refused_before_the_training(run, tmp_path, monkeypatch):
+    def unknown(self, name):  # what the Hub tells whom it does not know
+        raise RepositoryNotFoundError("401", response=httpx.Response(401, request=httpx.Request("GET", "https://hub")))
+
+    monkeypatch.setattr(HfApi, "model_info", unknown)
+    monkeypatch.setattr(train_sft, "get_token", lambda: None)
+    with pytest.raises(ValueError, match="needs a token of the Hub; run `hf auth login`"):
+        run("--push_to_hub", "--hub_model_id", "me/tiny", "--merge")
+    assert not list((tmp_path / "run").glob("*"))
+
+
 def test_a_public_push_of_restricted_weights_has_the_licence_once_in_its_card(run, recipe, monkeypatch, capsys):
     rows, cards = draw_rows(dataset="disfa"), []
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
     monkeypatch.setattr(train_sft, "read_rows", lambda arguments: (rows, None, {}))
 
     def upload(stage, repo_id, public, *rest):

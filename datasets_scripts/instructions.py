@@ -229,7 +229,8 @@ def make_row(image, labels: Labels, task: str, sample: dict, **origin) -> dict:
     """One row of [`FEATURES`].
 
     Args:
-        image: What `datasets.Image` takes: a PIL image, a path, or `{"bytes": ..., "path": ...}`.
+        image: An aligned face crop, for training finds no faces, as `datasets.Image` takes it: a PIL image, a path, or
+            `{"bytes": ..., "path": ...}`.
         sample (`dict`): What [`instruct`] made of `labels` and `task`.
         origin: `dataset`, `subject`, `sequence`, `frame`.
     """

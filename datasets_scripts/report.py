@@ -18,13 +18,17 @@ from .. import __version__
 PACKAGES = ("datasets", "insightface", "numpy", "opencv-python", "pillow", "pyarrow", "scikit-image")
 SHEET_CROPS, SHEET_COLUMNS, SHEET_SIDE = 48, 8, 112
 
-_CARD = """
-# Aligned face crops of {dataset}
-
+_WARNING = """
 > **Licence warning.** These crops are derived from {dataset}, whose licence binds whoever received it and usually
 > forbids passing on images or anything made from them. Keep this repository private and share it with nobody who has
 > not signed the licence agreement of {dataset}.
-
+"""
+_WARNING_OWN = """
+> **These are faces of people.** Keep this repository private unless everyone in it has agreed that others see them.
+"""
+_CARD = """
+# Aligned face crops of {dataset}
+{warning}
 {frames} face crops of 224 x 224 pixels from {subjects} subjects, with labels for the task `{task}` ({units}; NaN means
 unknown). `manifest.json` tells how they were made and lists every frame that was left out, and why.
 
@@ -35,7 +39,7 @@ from au_llava.datasets_scripts.instructions import FreshSamples
 crops = load_dataset("REPOSITORY", split="train").with_transform(FreshSamples())  # adds `prompt` and `completion`
 ```
 
-All rows lie in one split. The published folds go by subject: see `docs/data.md` of AU-LLaVA.
+All rows lie in one split. How they are divided by subject is told in `docs/data.md` of AU-LLaVA.
 """
 
 
@@ -145,16 +149,19 @@ def draw_contact_sheet(shards: list[Path]) -> Image.Image:
 
 
 def make_card(manifest: dict) -> DatasetCard:
-    """The data-set card, with the licence warning."""
+    """The data-set card, with the licence warning, or of pictures of one's own a word about the people in them."""
+    own = manifest["dataset"] == "own"  # as a csv's rows are called
+    name = "one's own pictures" if own else manifest["dataset"].upper()
     data = DatasetCardData(
-        license="other",
-        license_name="research-only",
+        license=None if own else "other",
+        license_name=None if own else "research-only",
         task_categories=["image-classification"],
         tags=["facial-action-units", "au-llava"],
         configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
     )
     text = _CARD.format(
-        dataset=manifest["dataset"].upper(),
+        dataset=name,
+        warning=_WARNING_OWN if own else _WARNING.format(dataset=name),
         frames=manifest["frames"],
         subjects=len(manifest["subjects"]),
         task=manifest["task"],

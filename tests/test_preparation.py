@@ -266,6 +266,13 @@ def test_the_card_warns_and_the_upload_is_private(tree, tmp_path, monkeypatch):
     hub.upload_folder.assert_called_once()
 
 
+def test_the_card_of_one_s_own_pictures_speaks_of_no_agreement(tmp_path):
+    prepare([own_recording([save(tmp_path / "1.jpg", 20)])], tmp_path / "out", NONE)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Aligned face crops of one's own pictures" in card and "everyone in it has agreed" in card
+    assert "licen" not in card.lower() and "OWN" not in card
+
+
 def test_who_is_not_listed_any_more_leaves_the_folder(tree, tmp_path):
     recordings = bp4d.find_recordings(tree)
     prepare(recordings, tmp_path / "out", NONE)

@@ -260,14 +260,22 @@ def digest_code(*modules: ModuleType) -> str:
     return digest([ast.dump(ast.parse(inspect.getsource(module))) for module in modules])
 
 
+def _count(text: str) -> int:
+    """How many, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
 def preparation_parser(description: str) -> argparse.ArgumentParser:
     """The options that all data sets share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data_dir", type=Path, required=True, help="the data set's folder, as distributed")
+    where = "the data set's folder, as distributed; of your own pictures the csv"
+    parser.add_argument("--data_dir", type=Path, required=True, help=where)
     parser.add_argument("--output_dir", type=Path, required=True, help="where crops and report go")
     parser.add_argument("--detector", default="auto", help="scrfd, cascade, auto, none, or the path of an SCRFD model")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--limit", type=int, help="at most so many frames in all, for a quick look")
+    parser.add_argument("--workers", type=_count, default=os.cpu_count(), help="processes")
+    parser.add_argument("--limit", type=_count, help="at most so many frames in all, for a quick look")
     damaged = "leave frames with damaged labels out; of DISFA, the labels alone"
     parser.add_argument("--skip_bad_labels", action="store_true", help=damaged)
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the result; the repository is private")

@@ -219,6 +219,13 @@ def test_a_quick_look_takes_a_few_frames_of_each_sequence(tree, tmp_path):
     assert manifest["subjects"] == {"F001": 2, "F007": 1, "M007": 2, "M011": 0}
 
 
+@pytest.mark.parametrize("option", ["--limit", "--workers"])
+def test_no_frame_or_process_at_all_is_refused_by_the_option_s_name(tree, tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        bp4d.main(["--data_dir", str(tree), "--output_dir", str(tmp_path / "out"), "--detector", "none", option, "0"])
+    assert f"argument {option}: '0' is no number of 1 or more" in capsys.readouterr().err
+
+
 def test_counts_are_compared_in_plain_words():
     published = {"a list": {"F001": 3, "F002": 2}, "another": {"F001": 3, "F002": 4}}
     assert report.compare({"F001": 3, "F002": 2}, published) == [

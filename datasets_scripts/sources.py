@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from datasets import BuilderConfig, Dataset
 
-from ..action_units import CATALOGUE, get_task
+from ..action_units import CATALOGUE, TASKS, get_task
 from .bp4d import Bp4d
 from .csv_labels import CsvLabels
 from .disfa import Disfa
@@ -66,8 +66,8 @@ class Source:
 
         Raises:
             FileNotFoundError: There are no files of rows.
-            ValueError: Such a data set has no rows in this split or no such option, a column is missing, or a label is
-                out of range.
+            ValueError: Such a data set has no rows in this split or no such option, a question is none, a column is
+                missing, or a label is out of range.
         """
         place, _, query = self.text.removeprefix(f"{self.name}:").partition("?")
         pairs = parse_qsl(query.replace("+", "%2B"))  # a plus in a folder's name is no blank
@@ -76,13 +76,23 @@ class Source:
         if not self.name:
             parts = [_read_folder(Path(place), split)]
         elif self.name == "synthetic" and "config_name" not in options:
-            asked = [dict(zip(("config_name", "action_units"), text.split(":"), strict=True)) for text in questions]
-            parts = [_build(self.name, place, split, options | question) for question in asked]
+            parts = [_build(self.name, place, split, options | _asked(text)) for text in questions]
         else:
             parts = [_build(self.name, place, split, options)]
         for part in parts:
             check_rows(part, self.text)
         return parts
+
+
+def _asked(text: str) -> dict[str, str]:
+    """The builder's options for a question about rendered faces, `task:preset` or `task:codes`."""
+    task, colon, units = text.partition(":")
+    if not (colon and task in TASKS):
+        raise ValueError(
+            f"questions: {text!r} is no question; give task:preset or task:codes, as in detection:bp4d, with one of "
+            f"the tasks {', '.join(TASKS)}."
+        )
+    return {"config_name": task, "action_units": units}
 
 
 def _build(name: str, place: str, split: str, options: dict) -> Dataset:

@@ -387,6 +387,5 @@ def test_builder_sees_new_shards(tmp_path):
 
 def test_builder_names_units_without_labels(tmp_path):
     builder = SyntheticFaces(config_name="detection", cache_dir=str(tmp_path), action_units="AU12,FEAFA12")
-    with pytest.raises(Exception) as error:
+    with pytest.raises(ValueError, match="no detection label for FEAFA12"):
         builder.download_and_prepare()
-    assert "no detection label for FEAFA12" in str(error.value.__cause__)

@@ -466,6 +466,20 @@ def test_rows_come_from_the_split_that_is_asked_for(tmp_path):
         own.rows("validation")
 
 
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("detection", "'detection' is no question; give task:preset or task:codes, as in detection:bp4d"),
+        ("smiles:bp4d", "with one of the tasks detection, intensity_level, intensity"),
+        ("detection:AU3", "Unknown Action Unit 'AU3'"),
+        ("detection:FEAFA9", "The synthetic faces have no detection label for FEAFA9; they have: AU1, "),
+    ],
+)
+def test_a_question_that_rendered_faces_cannot_be_asked_is_named(question, message):
+    with pytest.raises(ValueError, match=message):
+        Source("synthetic:?split=test").rows(questions=[question])
+
+
 def test_rows_of_any_form_become_rows_to_train_on(tmp_path):
     """Without FEATURES a path is a text, a frame is of 64 bits, and there may be more columns."""
     Image.new("L", (224, 224)).save(tmp_path / "face.png")

@@ -69,6 +69,8 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(features=features, license=layout.LICENSE)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        if self.config.name != FACES:  # now, and not amid the writing
+            self._check_units(self.config.name)
         folder = Path(self.config.data_dir or SAMPLE)
         shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in layout.IDENTITIES}
         if not any(shards.values()):
@@ -82,6 +84,15 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
             if paths
         ]
 
+    def _check_units(self, task: str) -> None:
+        known = [*FACS_CODES, *(FEAFA_CODES if task == "intensity" else ())]
+        units = action_units.select(self.config.action_units, task)
+        missing = [unit.code for unit in units if unit.code not in known]
+        if missing:
+            raise ValueError(
+                f"The synthetic faces have no {task} label for {', '.join(missing)}; they have: {', '.join(known)}."
+            )
+
     def _generate_examples(self, shards: list[Path]) -> Iterator[tuple[int, dict]]:
         for path in shards:
             with pq.ParquetFile(path) as file:
@@ -92,13 +103,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
     def _question(self, row: dict) -> dict:
         task = self.config.name
         known = labels_of(row, task)
-        units = action_units.select(self.config.action_units, task)
-        missing = [unit.code for unit in units if unit.code not in known]
-        if missing:
-            raise ValueError(
-                f"The synthetic faces have no {task} label for {', '.join(missing)}; they have: {', '.join(known)}."
-            )
-        labels = {unit.code: known[unit.code] for unit in units}
+        labels = {unit.code: known[unit.code] for unit in action_units.select(self.config.action_units, task)}
         origin = {
             "dataset": "synthetic_faces",
             "subject": row["identity"],

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import cv2
 import pytest
 from conftest import ROOT, tiny_model
 from PIL import Image
+from trl import SFTConfig
 
 from au_llava.__main__ import main, parser
 from au_llava.action_units import CATALOGUE, TASKS
+from au_llava.arguments import AuLlavaArguments
 
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]]
@@ -115,17 +118,39 @@ def exists(words: list[str]) -> bool:
     if name == "au-llava":
         return takes("au_llava", arguments)
     if name in ("python", "accelerate", "torchrun"):
-        return all((ROOT / word).is_file() for word in words if word.endswith((".py", ".yaml")))
+        script = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        files = [word for word in words if word.endswith((".py", ".yaml"))]
+        return all((ROOT / file).is_file() for file in files) and knows(ROOT / words[script], words[script:])
     if name == "make":
         return all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in arguments)
-    return name in ("find", "srun", "pip", "git")
+    return name in ("find", "srun", "pip", "git", "mkdir", "hf")
 
 
 def takes(module: str, arguments: list[str]) -> bool:
     if module == "au_llava":
         parser().parse_args(arguments[: arguments.index("|")] if "|" in arguments else arguments)
         return True
-    return find_spec(module) is not None
+    found = find_spec(module)
+    if found and found.submodule_search_locations:
+        found = find_spec(f"{module}.__main__")
+    return found is not None and knows(Path(found.origin), arguments)
+
+
+def knows(script: Path, words: list[str]) -> bool:
+    """Whether a script's source names each option; of `train_sft.py` the fields, of data sets those that all share."""
+    if script.name == "train_sft.py":
+        known = {f"--{field.name}" for kind in (AuLlavaArguments, SFTConfig) for field in fields(kind)} | {"--config"}
+    else:
+        text = script.read_text() + (ROOT / "datasets_scripts/preparation.py").read_text()
+        known = set(re.findall(r'"(--\w+)"', text))
+    return {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize(
+    "program", ["train_sft.py --lora llm", "evaluate_au.py --model .", "-m baselines.linear_head"]
+)
+def test_an_option_that_there_is_not_is_found(program):
+    assert exists(["python", *program.split()]) and not exists(["python", *program.split(), "--colour"])
 
 
 def test_links_and_pictures_lead_somewhere():

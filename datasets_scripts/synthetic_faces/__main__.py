@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--varied", type=float, default=0.0,
                         help="share of images of another make, for training (default: 0)")  # fmt: skip
     parser.add_argument("--quick", action="store_true",
-                        help="for large training sets: in under half the time, with jagged edges")  # fmt: skip
+                        help="for large training sets: in about half the time, with jagged edges")  # fmt: skip
     options = parser.parse_args(arguments)
     # One thread a process: the arrays are small, and several processes already fill the cores. To be set before numpy
     # loads.

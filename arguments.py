@@ -47,14 +47,17 @@ class AuLlavaArguments:
     vision: str = field(default="facebook/dinov2-large", metadata={"help": "Else the vision encoder to start from."})
     language: str = field(default="lmsys/vicuna-7b-v1.5", metadata={"help": "And the language model."})
     gguf_file: str | None = field(default=None, metadata={"help": "The GGUF file inside the folder `language`."})
-    prompt_layout: str = field(default="image_first", metadata={"help": "image_first or text_first."})
+    prompt_layout: str = field(default="image_first", metadata={"help": "And image_first or text_first."})
     questions: list[str] = field(
         default_factory=lambda: ["detection:bp4d", "intensity_level:disfa", "intensity:feafa"],
         metadata={"help": "What is asked about each rendered face: task:preset or task:codes."},
     )
     limit: int | None = field(default=None, metadata={"help": "Use so many rows of each data set and question only."})
     eval_limit: int = field(default=200, metadata={"help": "And answer so many of each at every validation."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto (as stored), float32, bfloat16..."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Of the weights: float32, bfloat16..., or auto: as stored with bf16 or fp16, else float32."},
+    )
     load_in_4bit: bool = field(default=False, metadata={"help": "Keep the language model in 4 bits (QLoRA)."})
     lora: str | None = field(default="both", metadata={"help": "Towers that get LoRA: both, encoder, llm; or null."})
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})

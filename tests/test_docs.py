@@ -195,5 +195,8 @@ def test_every_command_and_option_is_documented():
         assert f"au-llava {name}" in page
         for action in command._actions:
             for option in action.option_strings:
-                if option.startswith("--") and option not in ("--help", "--port"):
+                if option.startswith("--") and option != "--help":
                     assert option in page, option
+    for script in ("evaluate_au.py", "push_to_hub.py"):
+        for option in re.findall(r'add_argument\(\s*"(--\w+)"', (ROOT / script).read_text()):
+            assert re.search(rf"{option}\b", page), f"{script} {option}"

@@ -326,7 +326,8 @@ def main() -> None:
         f"AutoProcessor.from_pretrained.\nScore it: {score_command(result, sources)}"
     )
     if push:
-        commit = publish(result, repo_id, public=public, public_licence=arguments.public_licence)
+        revision = training.hub_revision or "main"
+        commit = publish(result, repo_id, public=public, revision=revision, public_licence=arguments.public_licence)
         print(f"Pushed: {commit.commit_url}")
 
 

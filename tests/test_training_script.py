@@ -831,19 +831,19 @@ def test_a_public_push_of_restricted_weights_has_the_licence_once_in_its_card(ru
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     monkeypatch.setattr(train_sft, "read_rows", lambda arguments: (rows, None, {}))
 
-    def upload(stage, repo_id, public, *rest):
+    def upload(stage, repo_id, public, revision, *rest):
         cards.append((stage / "README.md").read_text())
-        return SimpleNamespace(commit_url=f"{repo_id}, {public}")
+        return SimpleNamespace(commit_url=f"{repo_id}, {public}, {revision}")
 
     monkeypatch.setattr(push_to_hub, "ask", lambda stage: [])
     monkeypatch.setattr(push_to_hub, "upload", upload)
     few = ("--max_steps", 1, "--eval_strategy", "no", "--merge")
     source = ("--train_data", "disfa:data/disfa?config_name=fold{fold}", "--fold", 2)
-    public = ("--push_to_hub", "--hub_model_id", "me/tiny", "--hub_private_repo", "false")
+    public = ("--push_to_hub", "--hub_model_id", "me/tiny", "--hub_private_repo", "false", "--hub_revision", "dev")
     folder = run(*few, *source, *public, "--public_licence", "consent of 1 May 2026")
     assert cards[0].count("Published under: consent of 1 May 2026.") == 1
     told = capsys.readouterr().out
-    assert "Pushed: me/tiny, True" in told
+    assert "Pushed: me/tiny, True, dev\n" in told
     score = f"python evaluate_au.py --model {folder}-merged --dataset disfa --data_dir data/disfa --fold 2 --output "
     assert f"Score it: {score}{folder}-merged-scores\n" in told
 

@@ -14,14 +14,12 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import cover, select
-from au_llava.datasets_scripts.csv_labels import CsvLabels
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
@@ -30,7 +28,6 @@ from evaluation.card import update_card
 from evaluation.compare import compare, comparison_table
 from evaluation.data import (
     FOLDS,
-    HELD_OUT,
     OWN,
     QUESTIONS,
     RENDERED,
@@ -43,7 +40,7 @@ from evaluation.data import (
     read_set,
 )
 from evaluation.formats import check_formats
-from evaluation.people import check_apart, check_held_out, check_never_seen, held_out
+from evaluation.people import check_apart, check_held_out, check_never_seen, people_apart
 from evaluation.predict import load, of_fold, predict, processes
 from evaluation.report import write_report
 from evaluation.results import summarise, write_json
@@ -187,11 +184,7 @@ def calibrate(args: argparse.Namespace, how: tuple, about: EvaluationSet) -> Non
         ValueError: Some of them are tested, in `about`, or were trained on.
     """
     folder = args.validation_dir or args.data_dir
-    known = held_out(args.model, CsvLabels.DATASET) if is_own(args.dataset) else None
-    if known is not None:
-        apart = own_people_apart(args, folder, known)
-    else:
-        apart = read_set(args.dataset, folder, "validation", args.protocol, args.fold, args.limit)
+    apart = people_apart(args.model, args.dataset, folder, args.protocol, args.fold)
     if args.dataset not in RENDERED and not is_own(args.dataset):  # rendered faces come with a split of their own
         for fold, people in apart.people().items():
             check_held_out(of_fold(args.model, fold), args.dataset, people)
@@ -201,18 +194,6 @@ def calibrate(args: argparse.Namespace, how: tuple, about: EvaluationSet) -> Non
         for fold, fitted in calibration.fit_folds(stored).items():
             calibration.store(fitted, of_fold(args.model, fold))
     processes().wait_for_everyone()
-
-
-def own_people_apart(args: argparse.Namespace, folder: str, known: list[str]) -> EvaluationSet:
-    """Those of a csv's training people whom the model was not trained on.
-
-    They were drawn among the people of all csv files that it was trained on, so that one file does not tell.
-    """
-    train = read_set(args.dataset, folder, "train", limit=args.limit)
-    rows = [row for row, who in enumerate(train.subjects) if who in known]
-    if not rows:
-        raise ValueError(f"{args.model} was trained on everyone in {folder}; train it with --held_out {HELD_OUT}.")
-    return replace(train.take(rows), split="validation")
 
 
 def stored_calibration(folder: str) -> dict[int, dict]:

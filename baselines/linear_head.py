@@ -35,7 +35,7 @@ from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from evaluation.answers import STAMP
 from evaluation.data import FOLDS, OWN, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set, spread
-from evaluation.people import check_never_seen
+from evaluation.people import check_never_seen, people_apart
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
 from evaluation.scores import is_detection
 
@@ -169,7 +169,7 @@ def main() -> None:
         asked = {"test": read_set(args.dataset, args.test_dir or args.data_dir, "test", **what)}
         check_never_seen(source, asked["test"])
         if args.calibrate:
-            asked["validation"] = read_set(args.dataset, args.data_dir, "validation", **what)
+            asked["validation"] = people_apart(args.model, args.dataset, args.data_dir, **what)
             check_never_seen(source, asked["validation"])
             kept_out = set(asked["validation"].subjects)
             train = train.take([row for row, subject in enumerate(train.subjects) if subject not in kept_out])

@@ -2,9 +2,10 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
-from .data import HELD_OUT, RENDERED, EvaluationSet, is_own, leaks, same_people
+from .data import HELD_OUT, RENDERED, EvaluationSet, is_own, leaks, read_set, same_people
 from .predict import of_fold
 
 
@@ -22,6 +23,39 @@ def trained(folder: str, dataset: str) -> set[str]:
     """The people of a data set that a model was trained on, under any name of a data set that shows them."""
     people = noted(Path(folder, "trained_on.json"))
     return {name for other in same_people(dataset) for name in people.get(other, ())}
+
+
+def people_apart(
+    model: str, dataset: str, data_dir: str | Path, protocol: str = "standard", fold: int | None = None
+) -> EvaluationSet:
+    """Whom thresholds may be fitted to: those of the training people whom the model of each fold was not trained on.
+
+    They were drawn among the people of all sources of its training, so that one of these does not tell. Where nothing
+    is noted of them, and of rendered faces, it is the split `validation`.
+
+    Args:
+        model (`str`): Folder, `{fold}` in it stands for a number; `train_sft.py` writes `held_out.json` there.
+        dataset, data_dir, protocol, fold: As for [`read_set`].
+
+    Returns:
+        [`EvaluationSet`]: Of the split `validation`.
+
+    Raises:
+        ValueError: The model of a fold was trained on everyone.
+    """
+    if dataset in RENDERED:
+        return read_set(dataset, data_dir, "validation", protocol, fold)
+    train = read_set(dataset, data_dir, "train", protocol, fold)
+    known = {number: held_out(of_fold(model, number), same_people(dataset)[0]) for number in train.people()}
+    if None in known.values():
+        return read_set(dataset, data_dir, "validation", protocol, fold)
+    for number, people in train.people().items():
+        if not people & {*known[number]}:
+            raise ValueError(
+                f"{of_fold(model, number)} was trained on everyone in {data_dir}; train it with --held_out {HELD_OUT}."
+            )
+    rows = [row for row, who in enumerate(zip(train.folds, train.subjects, strict=True)) if who[1] in known[who[0]]]
+    return replace(train.take(rows), split="validation")
 
 
 def check_never_seen(model: str, about: EvaluationSet) -> None:

@@ -539,12 +539,14 @@ def test_every_fold_is_calibrated_by_itself(folder, disfa_crops, tmp_path):
     with pytest.raises(SystemExit):
         evaluate("--model", folder, *data, "--calibrate", "--output", tmp_path / "wrong")
 
-    whom = sorted(read_set("disfa", disfa_crops, "validation", fold=1).subjects)
-    for known, fine in (({"disfa": [*whom, "X"]}, True), ({"bp4d": []}, True), ({"disfa": ["X"]}, False)):
+    whom = set(read_set("disfa", disfa_crops, "validation", fold=1).subjects)
+    others = set(read_set("disfa", disfa_crops, "train", fold=1).subjects) - whom  # drawn among other people
+    for known, asked in (({"disfa": [*others, "X"]}, others), ({"bp4d": []}, whom), ({"disfa": ["X"]}, None)):
         (tmp_path / "model1" / "held_out.json").write_text(json.dumps(known))
         fitted = ("--model", tmp_path / "model1", *data, "--fold", 1, "--calibrate", *one, tmp_path / "held")
-        with nullcontext() if fine else pytest.raises(ValueError, match=f"was trained on {whom[0]}.*--held_out 0.2"):
+        with pytest.raises(ValueError, match="on everyone in .*--held_out 0.2") if asked is None else nullcontext():
             evaluate(*fitted)
+            assert set(read_answers(tmp_path / "held" / "validation")["detection"].subjects) == asked
 
 
 def test_nobody_is_tested_whom_a_model_was_trained_on(folder, disfa_crops, tmp_path, monkeypatch):

@@ -63,7 +63,6 @@ def read_occurrence(path: Path, problems: list[str]) -> tuple[list[int], np.ndar
     lines = read_lines(path, problems)
     wanted = [code.removeprefix("AU") for code in PRESETS["bp4d"]]
     if not lines:
-        problems.append(f"{path}: no lines")
         return [], np.empty((0, len(wanted)))
     header = [cell.upper().removeprefix("AU") for cell in lines[0][1]]
     if set(wanted) <= set(header):

@@ -50,7 +50,7 @@ def read_csv(path: Path, task: str, problems: list[str]) -> tuple[list[str], lis
     lines = read_lines(path, problems)
     if len(problems) > before:
         return [], []
-    header = lines[0][1] if lines else []
+    header = lines[0][1]
     codes = [name for name in header if name not in COLUMNS]
     strange = [name for name in codes if name not in CATALOGUE]
     if "image" not in header or not codes or strange or len(set(header)) < len(header):

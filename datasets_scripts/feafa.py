@@ -72,7 +72,7 @@ def read_auw(path: Path, problems: list[str]) -> np.ndarray | None:
             raise ValueError(f"{wrong[0]:g} is not in 0 to 1")
         return values.clip(0, 1)
     except ValueError as error:
-        problems.append(f"{path}:{lines[0][0] if lines else 1}: {error}")
+        problems.append(f"{path}:{lines[0][0]}: {error}")
         return None
 
 

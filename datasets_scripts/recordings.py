@@ -117,7 +117,8 @@ def with_images(numbers: list[int], folder: Path) -> tuple[dict[int, Path], dict
 def read_lines(path: Path, problems: list[str], separator: str | None = ",") -> list[tuple[int, list[str]]]:
     """The cells of each line that is not blank, with its number in the file, counted from 1.
 
-    Byte-order marks, Windows line ends, blanks around cells and quotation marks around them do not matter.
+    Byte-order marks, Windows line ends, blanks around cells and quotation marks around them do not matter. A file
+    without such a line is a problem: it is what a copy leaves that was cut short.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -127,11 +128,14 @@ def read_lines(path: Path, problems: list[str], separator: str | None = ",") -> 
     except UnicodeDecodeError as error:
         problems.append(f"{path}: is not written in UTF-8 ({error}); save it so")
         return []
-    return [
+    lines = [
         (number, [cell.strip() for cell in _cells(line, separator)])
         for number, line in enumerate(text.splitlines(), start=1)
         if line.strip(" \t,")
     ]
+    if not lines:
+        problems.append(f"{path}: no lines")
+    return lines
 
 
 def _cells(line: str, separator: str | None) -> list[str]:

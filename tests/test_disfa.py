@@ -54,6 +54,13 @@ def test_levels_are_read_through_blanks_and_windows_line_ends(tmp_path):
     assert read_levels(path, problems) == {1: 0, 2: 5, 4: 3} and not problems
 
 
+def test_a_label_file_that_was_cut_to_nothing_is_named(tmp_path):
+    path = disfa_tree(tmp_path) / "ActionUnit_Labels" / "SN013" / "SN013_au5.txt"
+    path.write_text("")
+    with pytest.raises(ValueError, match="SN013_au5.txt: no lines"):
+        find_recordings(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -43,7 +43,7 @@ def test_a_label_file_holds_24_values(tmp_path):
         ("0.5 " * 23 + "-0.2", ":1: -0.2 is not in 0 to 1"),
         ("\n" + "0.5 " * 23 + "nan", ":2: nan is not in 0 to 1"),
         ("0.5 " * 23 + "x", ":1: could not convert string to float: 'x'"),
-        ("", ":1: [] numbers by line"),
+        ("", ": no lines"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, text, complaint):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import Dinov2Config, LlamaConfig, set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
@@ -48,3 +50,25 @@ def tiny_model(tokenizer, seed: int = 0, **text) -> AuLlavaForConditionalGenerat
 @pytest.fixture
 def model(tokenizer):
     return tiny_model(copy.deepcopy(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, tokenizer):
+    """The tiny model and its processor, as a user would have them on disk; only to be read."""
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
+    AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def crops():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -1,7 +1,6 @@
 """The web page: what it shows, what it refuses, and how it looks to a browser."""
 
 import base64
-import copy
 import csv
 import io
 import json
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, tiny_model
+from conftest import ROOT
 from PIL import Image
 from skimage.data import astronaut
 from test_videos import matroska
@@ -34,14 +33,6 @@ from au_llava.photos import load_pipeline, questions
 
 
 CHROMIUM = "/usr/bin/chromium"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer, processor):
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,6 @@ def config():
     return AuLlavaConfig(vision_config=vision, text_config=language, image_token_index=3, image_seq_length=64)
 
 
-@pytest.fixture
-def process_group():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def launch(name: str) -> argparse.Namespace:
     """What `accelerate launch` makes of a file."""
     args = launch_command_parser().parse_args(["--config_file", str(RECIPES / f"{name}.yaml"), "train_sft.py"])

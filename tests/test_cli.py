@@ -1,6 +1,5 @@
 """The command line: what goes in, what comes out, and what is left when something goes wrong."""
 
-import copy
 import csv
 import io
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_model
+from conftest import ROOT
 from PIL import Image
 from pyarrow import parquet
 from skimage.data import astronaut
@@ -31,14 +30,6 @@ from au_llava.face_alignment import open_image
 from au_llava.inputs import described, expand
 from au_llava.journal import Journal
 from au_llava.photos import load_pipeline, provenance
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory, tokenizer, processor):
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ A fenced block of `sh`, `bash` or `python` is run, unless its first line says `#
 folder and, in Python, their names. What is not run has at least to be a command that exists.
 """
 
-import copy
 import io
 import re
 import shlex
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import ROOT, tiny_model
+from conftest import ROOT
 from PIL import Image
 from trl import SFTConfig
 
@@ -42,14 +41,6 @@ def commands(text: str) -> list[str]:
     """The lines of a shell block, continued ones joined, without remarks."""
     lines = text.replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines) if line]
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory, tokenizer, processor):
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +77,7 @@ def ran():
 
 
 @pytest.mark.parametrize("page", HERE)
-def test_a_page_s_blocks_run(page, place, tiny_folder, ran, monkeypatch, capsys):
+def test_a_page_s_blocks_run(page, place, folder, ran, monkeypatch, capsys):
     monkeypatch.chdir(place)
     names: dict = {}
     for number, (language, text) in enumerate(blocks(page), 1):
@@ -98,7 +89,7 @@ def test_a_page_s_blocks_run(page, place, tiny_folder, ran, monkeypatch, capsys)
             for line in commands(text):
                 # What torchrun does is tested in test_cli.py: test_two_processes_make_the_table_of_one.
                 if line not in ran and not line.startswith("torchrun "):
-                    run_line(line, tiny_folder, monkeypatch)
+                    run_line(line, folder, monkeypatch)
                     ran.add(line)
 
 

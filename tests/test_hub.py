@@ -70,24 +70,9 @@ def run(script: str, cwd: Path, *arguments: object) -> dict:
     return json.loads(done.stdout.split("RESULT")[1])
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, tokenizer):
-    import copy
-
-    from conftest import tiny_model
-
-    from au_llava import AuLlavaProcessor
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(folder)
-    AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("source", ["saved", "repository"])
-def test_every_door_opens_without_the_package(source, saved, tmp_path):
-    folder = saved if source == "saved" else ROOT
-    result = run(LOAD, tmp_path, folder, tmp_path / "again")
+def test_every_door_opens_without_the_package(source, folder, tmp_path):
+    result = run(LOAD, tmp_path, folder if source == "saved" else ROOT, tmp_path / "again")
     assert result["config"] == "AuLlavaConfig"
     assert result["model"] == "AuLlavaForConditionalGeneration"
     assert result["processor"] == "AuLlavaProcessor"
@@ -99,8 +84,8 @@ def test_every_door_opens_without_the_package(source, saved, tmp_path):
     assert run(AGAIN, tmp_path, tmp_path / "again")["faces"] == result["faces"]
 
 
-def test_a_saved_folder_holds_code_weights_and_no_pickle(saved):
-    names = {path.name for path in saved.iterdir()}
+def test_a_saved_folder_holds_code_weights_and_no_pickle(folder):
+    names = {path.name for path in Path(folder).iterdir()}
     assert {
         "action_units.py",
         "answers_au_llava.py",
@@ -126,7 +111,7 @@ def test_a_saved_folder_holds_code_weights_and_no_pickle(saved):
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-def test_loading_a_missing_or_wrong_folder_is_one_clear_error(saved, tmp_path):
+def test_loading_a_missing_or_wrong_folder_is_one_clear_error(tmp_path):
     from transformers import BertConfig, pipeline
 
     from au_llava import AuLlavaForConditionalGeneration

@@ -19,12 +19,6 @@ def pipe(model, processor):
     return FacialActionUnitPipeline(model=model, processor=processor, task="facial-action-units")
 
 
-@pytest.fixture
-def crops():
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)) for _ in range(5)]
-
-
 @pytest.mark.parametrize(
     ("task", "count", "values"),
     [

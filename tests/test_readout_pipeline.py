@@ -3,11 +3,9 @@
 import copy
 import logging
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, photos
 from au_llava.pipeline_au_llava import FacialActionUnitPipeline
@@ -22,12 +20,6 @@ def make(model, processor, **settings):
 @pytest.fixture
 def pipe(model, processor):
     return make(model, processor)
-
-
-@pytest.fixture
-def crops():
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)) for _ in range(5)]
 
 
 def values(results):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import tiny_model
-from test_readout_pipeline import crops, make  # noqa: F401
+from test_readout_pipeline import make
 from undecided import TASKS, inputs_for, undecided_model
 
 from au_llava import AuLlavaProcessor
@@ -116,7 +116,7 @@ def test_evidence_is_of_both_sides(model, processor):
     assert torch.allclose(sums, sums.round(), atol=1e-5) and set(sums.round().flatten().tolist()) == {0, 1}
 
 
-def test_the_pipeline_asks_as_its_processor_says(tokenizer, processor, crops):  # noqa: F811
+def test_the_pipeline_asks_as_its_processor_says(tokenizer, processor, crops):
     own = copy.deepcopy(processor)
     own.mirror = True
     model = tiny_model(copy.deepcopy(tokenizer))

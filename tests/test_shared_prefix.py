@@ -115,13 +115,6 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_path(change, monkeypa
     assert mixed_precision and len(keys) == 4 and keys.shape[2] > 300
 
 
-@pytest.fixture
-def process_group():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_ddp_gets_the_gradients_of_the_plain_path(tokenizer, processor, rows, process_group):
     """Both passes lie inside the wrapper's one forward pass, so that its hooks see each gradient once and whole."""
     own = AuLlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")

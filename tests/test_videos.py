@@ -1,6 +1,5 @@
 """Videos: frames and their times, ids that stay, jobs that go on, and what is made beside the table."""
 
-import copy
 import csv
 import json
 import math
@@ -18,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_model
+from conftest import ROOT
 from PIL import Image
 from skimage.data import astronaut
 
@@ -33,14 +32,6 @@ from au_llava.videos import Video, recognize_video
 
 
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer, processor):
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_model(copy.deepcopy(tokenizer)).save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
 
 
 def write(path, pictures, rate=10):

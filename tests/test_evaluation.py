@@ -138,18 +138,6 @@ def test_two_processes_share_the_pictures_and_give_what_one_gives(folder, tmp_pa
     assert first["tasks"] == second["tasks"]
 
 
-@pytest.mark.slow
-def test_torchrun_gives_what_one_process_gives(folder, tmp_path):
-    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2"])):
-        command = [sys.executable, *launcher, str(ROOT / "evaluate_au.py"), "--model", folder, "--limit", "140"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--output", str(tmp_path / name)], check=True, cwd=ROOT, env=environment)
-    one, two = (tmp_path / name for name in ("one", "two"))
-    assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
-    first, second = (json.loads((path / "results.json").read_text()) for path in (one, two))
-    assert first["tasks"] == second["tasks"]
-
-
 def test_other_weights_pictures_or_settings_start_anew(folder, faces, tmp_path, tokenizer, processor):
     own, output = tmp_path / "model", tmp_path / "out"
     shutil.copytree(folder, own)

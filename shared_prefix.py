@@ -2,9 +2,7 @@
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from transformers import DynamicCache
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .losses import AnswerTrainer
 
@@ -27,10 +25,9 @@ class SharedPrefixTrainer(AnswerTrainer):
         super().__init__(*args, **kwargs)
         if self.args.gradient_checkpointing:
             raise ValueError("A shared prefix needs the cache: set gradient_checkpointing to false.")
-        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        if self.spread:
             raise ValueError("A shared prefix needs whole weights on each GPU: use DDP or ZeRO-2, not FSDP or ZeRO-3.")
-        core = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        core.model.register_forward_pre_hook(compute_prefix, with_kwargs=True)
+        self.core().model.register_forward_pre_hook(compute_prefix, with_kwargs=True)
 
     def questions(self, rows: Dataset) -> list[str]:
         return [f"{task} {units}" for task, units in zip(rows["task"], rows["action_units"], strict=True)]

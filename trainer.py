@@ -58,8 +58,8 @@ class AuLlavaTrainer(SFTTrainer):
                 "Processes that stay are not told that a new epoch begins, and would ask and augment as in the first "
                 "one again: set dataloader_persistent_workers to false."
             )
-        spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        if spread and self.args.eval_strategy != "no":
+        self.spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()  # no single process holds the weights
+        if self.spread and self.args.eval_strategy != "no":
             raise ValueError(
                 "With FSDP or ZeRO-3 no single process holds the model, which answers need: set eval_strategy to 'no' "
                 "and score the checkpoints with evaluate_au.py."

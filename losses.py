@@ -151,7 +151,7 @@ class AnswerTargets:
             numbers = [texts.index(get_task(task).write(value)) for value in values]
             slots = grammar.slots()
             soft[row, places[slots]] = self.tables[task][numbers]
-            digits = slots[:, (grammar.value_tokens != grammar.value_tokens[0]).any(0)]  # all but points
+            digits = slots[:, grammar.free()]  # all but points
             weight = torch.full((len(grammar),), float(self.format_weight))
             weight[digits] = 1.0
             weight *= len(weight) / weight.sum()

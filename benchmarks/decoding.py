@@ -22,12 +22,12 @@ from transformers import Dinov2Config, LlamaConfig, set_seed
 from transformers.utils import logging
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
+from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
 from au_llava.grammar_au_llava import AnswerGrammar, GrammarLogitsProcessor
 from au_llava.readout_au_llava import READOUTS
 
 
-TASKS = ("detection", "intensity_level", "intensity")
 QUICK_SECONDS = 25  # after these --quick starts no further measurement
 
 

@@ -20,8 +20,7 @@ import json
 import numpy as np
 
 from au_llava.action_units import TASKS, ActionUnit, select
-from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces
-from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES, FEAFA_CODES
+from au_llava.datasets_scripts.synthetic_faces.builder import SyntheticFaces, labels_of
 from au_llava.evidence_au_llava import GRID, METHODS
 from au_llava.face_regions import region_mask
 from au_llava.photos import load_pipeline
@@ -35,14 +34,6 @@ def cells_of(unit: ActionUnit) -> np.ndarray:
     mask = region_mask(unit).astype(float)
     side = len(mask) // GRID
     return mask.reshape(GRID, side, GRID, side).mean((1, 3))
-
-
-def labels_of(row: dict, task: str) -> dict[str, float]:
-    """The labels of one rendered face, by code."""
-    if task == "intensity":
-        return dict(zip(FEAFA_CODES, row["feafa"], strict=True))
-    column = "occurrences" if task == "detection" else "levels"
-    return dict(zip(FACS_CODES, row[column], strict=True))
 
 
 def compare(maps: dict[str, np.ndarray], regions: dict[str, np.ndarray], there: list[str]) -> list[dict]:

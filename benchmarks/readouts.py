@@ -16,12 +16,10 @@ import numpy as np
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation.answers import read_answers
+from evaluation.compare import COMPARED
 from evaluation.data import SAMPLE, read_set
 from evaluation.predict import predict
-from evaluation.scores import score_row
-
-
-SCORES = {"detection": ("f1", "roc_auc"), "intensity_level": ("mae", "icc31"), "intensity": ("mae", "icc31")}
+from evaluation.scores import is_detection, score_row
 
 
 def main() -> None:
@@ -46,7 +44,7 @@ def main() -> None:
                     if task == "detection" and decision != "mode":
                         continue  # yes or no: there is nothing between to decide for
                     row = score_row(answers, answers.values, answers.expected_values, resamples=2)["mean"]
-                    for name in SCORES[task]:
+                    for name in COMPARED[is_detection(task)]:
                         found.setdefault((task, readout, decision, name), []).append(row[name]["value"])
 
     print(f"{'task':16}{'readout':10}{'decision':10}{'score':9}{'mean':>8}  (half range of {len(args.models)} models)")

@@ -94,10 +94,10 @@ def template(name: str) -> Template:
     return pages.get_template(name)
 
 
-def data_uri(image: Image.Image, side: int = 900) -> str:
-    """A picture as the text of a link, at most `side` pixels wide and high."""
+def data_uri(image: Image.Image) -> str:
+    """A picture as the text of a link, at most 900 pixels wide and high."""
     image = image.copy()
-    image.thumbnail((side, side))
+    image.thumbnail((900, 900))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

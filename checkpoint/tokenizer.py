@@ -12,12 +12,12 @@ from au_llava.processing_au_llava import CHAT_TEMPLATES
 VOCABULARY = 1024
 
 
-def corpus(seed: int = 0, samples: int = 600) -> list[str]:
+def corpus() -> list[str]:
     """Prompts over random Action Unit lists with random answers: everything the tokenizer has to write well."""
-    random_state = random.Random(seed)
+    random_state = random.Random(0)
     texts = [*CHAT_TEMPLATES.values()]
     codes = {"FACS": [c for c in CATALOGUE if c.startswith("AU")], "FEAFA": list(PRESETS["feafa"])}
-    for _ in range(samples):
+    for _ in range(600):
         task = random_state.choice(list(TASKS))
         family = random_state.choice(list(codes))
         chosen = random_state.sample(codes[family], random_state.randint(1, len(codes[family])))
@@ -27,7 +27,7 @@ def corpus(seed: int = 0, samples: int = 600) -> list[str]:
     return texts
 
 
-def train_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+def train_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer; the same on every machine.
 
     Each digit, bracket, comma and point is a token of its own, as in Llama's tokenizer, so that each value of an
@@ -47,7 +47,7 @@ def train_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         special_tokens=["<unk>", "<s>", "</s>", "<image>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

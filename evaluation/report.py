@@ -108,7 +108,7 @@ def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_s
     ]
     if not detection:
         parts.append(_figure(pictures.bars(result, "mae"), "MAE of each Action Unit; less is better."))
-    parts += [_units(task, result), _published(result), _groups(task, result), _calibration(task, result)]
+    parts += [_units(result), _published(result), _groups(task, result), _calibration(task, result)]
     if task == "intensity_level":
         parts.append(_figure(pictures.confusion(answers), "Share of each true level, in percent, by answered level."))
     if task == "intensity":
@@ -151,7 +151,7 @@ def _means(task: str, result: dict) -> str:
     return table + _table(["all folds pooled (spread of the folds)", *(NAMES[name] for name in names)], extra)
 
 
-def _units(task: str, result: dict) -> str:
+def _units(result: dict) -> str:
     names = list(result["rows"][MODEL]["mean"])
     row = answered_row(result["rows"])
     scores = result["rows"][row]["action_units"]

@@ -85,7 +85,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     neutral = head.smooth(vertices)
 
     hair_colour = _hair_colour(rng, tone, age)
-    albedo, base = skin.paint_skin(rng, tone, masculine, age, hair_colour)
+    albedo, base = skin.paint_skin(rng, tone, masculine, hair_colour)
     wear = rng.choice(["hair", "long hair", "bald", "hat", "scarf"], p=_wear_chances(masculine))
     cloth = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0, 0.7), rng.uniform(0.03, 0.7)))
     cover = cloth if wear in ("hat", "scarf") else hair_colour

@@ -98,8 +98,8 @@ def find_landmarks(rest, skin, lips, inside, roots, jaw_open) -> np.ndarray:
         point = np.asarray(point, float)
         return among[np.argmin(np.linalg.norm(rest[among][:, : len(point)] - point, axis=1))]
 
-    def both_sides(points, among, signs=(-1, 1)):
-        return [[nearest((sign * x, *rest_of), among) for x, *rest_of in points] for sign in signs]
+    def both_sides(points, among):
+        return [[nearest((sign * x, *rest_of), among) for x, *rest_of in points] for sign in (-1, 1)]
 
     def lid(kind, x):
         return roots[kind][np.argmin(np.abs(roots[kind][:, 0] - x))]

@@ -69,9 +69,9 @@ def noise(rng, kind: str) -> np.ndarray:
     return np.roll(field, tuple(rng.integers(0, TEXTURE, 2)), (0, 1))
 
 
-def _spot(x, y, width, height, sharpness=1.0) -> np.ndarray:
+def _spot(x, y, width, height) -> np.ndarray:
     """A soft ellipse on both sides of the face (on the middle line when x is 0)."""
-    return np.exp(-((((np.abs(X) - x) / width) ** 2 + ((Y - y) / height) ** 2) ** sharpness)).astype(np.float32)
+    return np.exp(-(((np.abs(X) - x) / width) ** 2 + ((Y - y) / height) ** 2)).astype(np.float32)
 
 
 @cache
@@ -108,12 +108,12 @@ def _brows(rng, masculine: float) -> np.ndarray:
     return np.clip(band * (1 + 0.35 * strokes) * density, 0, 0.97)
 
 
-def paint_skin(rng, tone: float, masculine: float, age: float, hair: np.ndarray):
+def paint_skin(rng, tone: float, masculine: float, hair: np.ndarray):
     """Paint one person's face.
 
     Args:
         rng (`np.random.Generator`): Where chance comes from.
-        tone, masculine, age (`float`): 0 to 1.
+        tone, masculine (`float`): 0 to 1.
         hair (`np.ndarray`): (3,) linear hair colour, for brows and beard.
 
     Returns:

@@ -97,20 +97,17 @@ class HeadMesh:
         eye_centres (`np.ndarray`): (2, 3) centres of the left and right eyeball at rest.
     """
 
-    def __init__(self, path: Path = HEAD_FILE):
-        with np.load(path) as data:
+    def __init__(self):
+        with np.load(HEAD_FILE) as data:
             self.vertices = data["vertices"]
             quads, corner_uv, materials = data["quads"].astype(np.int64), data["corner_uv"], data["materials"]
-            names, self._bounds = data["target_names"].tolist(), data["target_bounds"]
-            self._indices, self._deltas = (
-                data["target_indices"].astype(np.int64),
-                data["target_deltas"].astype(np.float32),
-            )
+            names, bounds = data["target_names"].tolist(), data["target_bounds"]
+            indices, deltas = data["target_indices"].astype(np.int64), data["target_deltas"].astype(np.float32)
             self.lips, self.inside = data["lips"].astype(np.float32) / 255, data["inside"].astype(np.float32) / 255
             self.landmarks = data["landmarks"].astype(np.int64)
         self._targets = {
-            name: (self._indices[low:high], self._deltas[low:high])
-            for name, low, high in zip(names, self._bounds[:-1], self._bounds[1:], strict=True)
+            name: (indices[low:high], deltas[low:high])
+            for name, low, high in zip(names, bounds[:-1], bounds[1:], strict=True)
         }
         for name in SPLIT_TARGETS:
             indices, deltas = self._targets[name]
@@ -127,7 +124,7 @@ class HeadMesh:
         self.triangles, self.materials = triangles[~lash], materials[~lash]
         self.lash_triangles, self.lash_materials, self.lash_uv = triangles[lash], materials[lash], uv[lash]
         self.rest = self.smooth(self.vertices)
-        self.skin = np.unique(self.triangles[self.materials == SKIN])
+        self.skin = self.part(SKIN)
         self.eye_centres = np.stack([self._middle(LEFT_EYE), self._middle(RIGHT_EYE)])
         self.ears = self._moved_by("ears/")
 

@@ -73,12 +73,9 @@ def read_shards(files: list[Path], limit: int | None = None) -> dict[str, torch.
     if limit:
         before = np.cumsum([0] + [pq.read_metadata(file).num_rows for file in files])
         files = [file for file, first in zip(files, before, strict=False) if first < limit]
-    rows: dict[str, list[np.ndarray]] = {"images": [], "units": [], "flow": [], "landmarks": []}
     with ThreadPoolExecutor() as pool:  # most of the time is JPEG's
-        for part in tqdm(pool.map(read_shard, files), desc="reading shards", unit="file", total=len(files)):
-            for name, values in part.items():
-                rows[name].append(values)
-    return {name: torch.from_numpy(np.concatenate(values)[:limit]) for name, values in rows.items()}
+        parts = list(tqdm(pool.map(read_shard, files), desc="reading shards", unit="file", total=len(files)))
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])[:limit]) for name in parts[0]}
 
 
 def read_shard(file: Path) -> dict[str, np.ndarray]:

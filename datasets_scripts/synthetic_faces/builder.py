@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import pyarrow.parquet as pq
 
 from ... import action_units
 from .. import instructions
+from ..builder import _rows
 from ..instructions import instruct, make_row
 from ..preparation import digest, digest_code
 from . import expression, layout
@@ -94,11 +94,8 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
             )
 
     def _generate_examples(self, shards: list[Path]) -> Iterator[tuple[int, dict]]:
-        for path in shards:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=50):
-                    for row in batch.to_pylist():
-                        yield row["index"], row if self.config.name == FACES else self._question(row)
+        for row in _rows(shards):
+            yield row["index"], row if self.config.name == FACES else self._question(row)
 
     def _question(self, row: dict) -> dict:
         task = self.config.name

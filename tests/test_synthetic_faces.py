@@ -32,10 +32,12 @@ from au_llava.datasets_scripts.synthetic_faces.mesh import load_head
 from au_llava.datasets_scripts.synthetic_faces.renderer import pose_mesh, render
 from au_llava.datasets_scripts.synthetic_faces.sampler import (
     EXCLUSIONS,
+    SEED,
+    _image_generators,
     draw_parts,
-    expression_of,
     identity_of,
     render_sample,
+    sample_activations,
 )
 from au_llava.datasets_scripts.synthetic_faces.scene import TEMPLATE, Scene, similarity
 from au_llava.datasets_scripts.synthetic_faces.variation import MAKE
@@ -67,7 +69,7 @@ def rest_crop(person):
 
 @pytest.fixture(scope="module")
 def expressions():
-    return [expression_of(index, "train") for index in range(4000)]
+    return [sample_activations(_image_generators(index, "train", SEED)[0]) for index in range(4000)]
 
 
 def draw(person, activations, **scene):

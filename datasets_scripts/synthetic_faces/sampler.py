@@ -202,11 +202,6 @@ def identity_of(index: int, split: str, seed: int = SEED) -> Identity:
     return draw_identity(_generator(seed, SPLIT_CODES[split], index, 0))
 
 
-def expression_of(index: int, split: str, seed: int = SEED) -> dict[str, float]:
-    """Activations of image `index` of a split, without drawing it."""
-    return sample_activations(_image_generators(index, split, seed)[0])
-
-
 def _image_generators(index: int, split: str, seed: int) -> list[np.random.Generator]:
     """Generators of an image's expression, scene and noise, so that a change to one does not disturb the others."""
     take, person = divmod(index, IDENTITIES[split])

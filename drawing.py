@@ -320,7 +320,7 @@ def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, ti
     Raises:
         ValueError: Too narrow, or no Action Unit.
     """
-    from .face_regions import _mask  # which draws with this module's colours
+    from .face_regions import mask_of  # which draws with this module's colours
 
     if width < 240 or not action_units:
         raise ValueError(
@@ -336,7 +336,7 @@ def draw_face_map(action_units: dict[str, dict], task: str, width: int = 480, ti
 
     strength = np.zeros((2 * side, 2 * side))
     for code, unit in action_units.items():
-        mask = _mask([CATALOGUE[code]] if code in CATALOGUE else [], scale)
+        mask = mask_of([CATALOGUE[code]] if code in CATALOGUE else [], scale)
         share = (min(max(shown(unit, task), low), high) - low) / (high - low)
         strength = np.maximum(strength, share * (np.asarray(mask) > 0))
     white, full = np.array([255.0, 255.0, 255.0]), np.array(ImageColor.getrgb(ACTIVE), dtype=float)

@@ -73,10 +73,16 @@ def region(unit: ActionUnit) -> list[Ellipse]:
 
 def region_mask(unit: ActionUnit) -> np.ndarray:
     """`(224, 224)` booleans: which pixels of a crop belong to the unit's [`region`]."""
-    return np.asarray(_mask([unit], 1)) > 0
+    return np.asarray(mask_of([unit], 1)) > 0
 
 
-def _mask(units: Sequence[ActionUnit], scale: float) -> Image.Image:
+def mask_of(units: Sequence[ActionUnit], scale: float) -> Image.Image:
+    """Where some units are on a face crop that is enlarged: 255, elsewhere 0.
+
+    Args:
+        units (`Sequence[ActionUnit]`): One, several, or none.
+        scale (`float`): How many pixels one of a crop of 224 takes.
+    """
     mask = Image.new("L", (round(CROP_SIZE * scale),) * 2)
     draw = ImageDraw.Draw(mask)
     for unit in units:
@@ -106,7 +112,7 @@ def draw_regions(crop: Image.Image, units: Sequence[ActionUnit], side: int = 448
     font = _font(size, bold=True)
     margin = round(max(font.getlength(unit.code) for unit in shown)) + 2 * size
     image = Image.new("RGB", (side + margin, side), "white")
-    image.paste(Image.composite(face, dull, _mask(shown, scale)), (0, 0))
+    image.paste(Image.composite(face, dull, mask_of(shown, scale)), (0, 0))
     draw = ImageDraw.Draw(image)
     # A line leads from each name to the first part that its unit's region names, on the right side of the picture. The
     # name stands level with it, or as near as there is room.

@@ -113,7 +113,7 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
         if not manifest["complete"]:
             raise ValueError(f"{folder}: the preparation has not finished; run its command again.")
         shards = [folder / "data" / name for name in manifest["shards"]]
-        for row in islice(_rows(shards), 1):  # options that do not fit are refused now, not amid the writing
+        for row in islice(rows_of(shards), 1):  # options that do not fit are refused now, not amid the writing
             if (row["dataset"], self.labels_of(row)[1]) != (self.DATASET, self.config.task):
                 raise ValueError(
                     f"{folder} holds crops of {row['dataset']} with labels for {row['task']}, from which no rows of "
@@ -136,7 +136,7 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
         return folder
 
     def _generate_examples(self, shards: list[Path], split: str, question: Question) -> Iterator[tuple[str, dict]]:
-        for row in _rows(shards):
+        for row in rows_of(shards):
             if self.split_of(row) != split:
                 continue
             labels, task = self._asked(row)
@@ -161,14 +161,15 @@ class CropsBuilder(datasets.GeneratorBasedBuilder):
     def _relations(self, shards: list[Path]) -> instructions.Relations:
         """Learnt from the rows of the split `train` only: test subjects stay unseen."""
         columns = [name for name in FEATURES if name not in ("images", "prompt", "completion")]
-        asked = [self._asked(row) for row in _rows(shards, columns) if self.split_of(row) == "train"]
+        asked = [self._asked(row) for row in rows_of(shards, columns) if self.split_of(row) == "train"]
         rows = [
             {"action_units": list(labels), "labels": list(labels.values()), "task": task} for labels, task in asked
         ]
         return relations_in(datasets.Dataset.from_list(rows))
 
 
-def _rows(shards: list[Path], columns: list[str] | None = None) -> Iterator[dict]:
+def rows_of(shards: list[Path], columns: list[str] | None = None) -> Iterator[dict]:
+    """The rows of Parquet files, one after another, a hundred in memory at a time; all columns, or some."""
     for path in shards:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=100, columns=columns):

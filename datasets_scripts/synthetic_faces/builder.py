@@ -15,7 +15,7 @@ import datasets
 
 from ... import action_units
 from .. import instructions
-from ..builder import _rows
+from ..builder import rows_of
 from ..instructions import instruct, make_row
 from ..preparation import digest, digest_code
 from . import expression, layout
@@ -94,7 +94,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
             )
 
     def _generate_examples(self, shards: list[Path]) -> Iterator[tuple[int, dict]]:
-        for row in _rows(shards):
+        for row in rows_of(shards):
             yield row["index"], row if self.config.name == FACES else self._question(row)
 
     def _question(self, row: dict) -> dict:

@@ -75,10 +75,12 @@ class FacialActionUnitPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # For an adapter transformers loads the base's processor, with the base's lists and calibration.
+        # For an adapter transformers loads the base's processor, with the base's lists and calibration, unless another
+        # is named.
         adapter, access = self.model.adapter, self.model.adapter_access
         optional = access | {"_raise_exceptions_for_missing_entries": False}
-        if adapter is not None and self.processor.by_default and cached_file(adapter, PROCESSOR_NAME, **optional):
+        of_base = self.processor.loaded_by_pipeline == self.model.name_or_path
+        if adapter is not None and of_base and cached_file(adapter, PROCESSOR_NAME, **optional):
             self.processor = AuLlavaProcessor.from_pretrained(adapter, **access)
         self._affordable = sys.maxsize  # faces that memory has room for at once, once it has run out
         config = self.model.config

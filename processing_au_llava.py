@@ -62,7 +62,7 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
         self.calibration = calibration or {}
         self.trained_lists, self.free_tasks = trained_lists or {}, free_tasks or []
         self.mirror = mirror
-        self.by_default = False  # whether no one chose it, but `pipeline` loaded it
+        self.loaded_by_pipeline: str | None = None  # from what place, where `pipeline` and not its user loaded it
         if chat_template is None or chat_template in CHAT_TEMPLATES.values():
             chat_template = CHAT_TEMPLATES[prompt_layout]
         # Only patches become image tokens: the model drops the encoder's class and register tokens.
@@ -106,9 +106,10 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
         return cls(image_processor, tokenizer, patch_size=patch_size, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        processor = super().from_pretrained(*args, **kwargs)
-        processor.by_default = "_from_pipeline" in kwargs
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if "_from_pipeline" in kwargs:
+            processor.loaded_by_pipeline = str(pretrained_model_name_or_path)
         return processor
 
     def to_json_file(self, json_file_path):

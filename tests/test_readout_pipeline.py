@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import pipeline
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, photos
 from au_llava.pipeline_au_llava import FacialActionUnitPipeline
@@ -74,12 +76,27 @@ def test_an_adapter_is_asked_as_the_processor_beside_it_says(model, processor, t
     processor.save_pretrained(tmp_path / "base")
     beside.save_pretrained(tmp_path / "whole")
     loaded = base(tmp_path / "base", _from_pipeline="facial-action-units")
+    model.name_or_path = str(tmp_path / "base")
     for name, known in (("whole", beside), ("alone", processor)):
         model.adapter = str(tmp_path / name)
         assert make(model, loaded).processor.calibration == known.calibration
         chosen = base(tmp_path / "base")  # by the user
         assert make(model, chosen).processor is chosen
-    assert "by_default" not in (tmp_path / "base" / "processor_config.json").read_text()
+    assert "by_pipeline" not in (tmp_path / "base" / "processor_config.json").read_text()
+
+
+def test_a_processor_that_is_named_beside_an_adapter_is_taken(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "base")
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"]))
+    tuned.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "adapter")
+    own = copy.deepcopy(processor)
+    for folder, temperature in (("base", 2.0), ("adapter", 3.0), ("mine", 4.0)):
+        own.calibration = {"detection": {"temperature": temperature}}
+        own.save_pretrained(tmp_path / folder)
+    for given, taken in ((None, 3.0), (str(tmp_path / "mine"), 4.0)):
+        pipe = pipeline("facial-action-units", str(tmp_path / "adapter"), processor=given, trust_remote_code=True)
+        assert pipe.processor.calibration == {"detection": {"temperature": taken}}
 
 
 def test_the_processor_comes_from_where_the_adapter_came_from(model, processor, tmp_path, monkeypatch):
@@ -91,7 +108,8 @@ def test_the_processor_comes_from_where_the_adapter_came_from(model, processor, 
     processor.save_pretrained(tmp_path / "adapter")
     access = {"revision": "v1", "cache_dir": str(tmp_path / "cache")}
     loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "adapter", adapter_kwargs=access)
-    given = AuLlavaProcessor.from_pretrained(tmp_path / "adapter", _from_pipeline="facial-action-units")
+    processor.save_pretrained(tmp_path / "base")
+    given = AuLlavaProcessor.from_pretrained(tmp_path / "base", _from_pipeline="facial-action-units")
     monkeypatch.setattr(AuLlavaProcessor, "from_pretrained", lambda place, **access: asked.update(access) or given)
     make(loaded, given)
     assert asked == access

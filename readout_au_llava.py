@@ -307,7 +307,10 @@ class ReadoutMixin:
         return known[key]
 
     def _text_state(self) -> tuple:
-        """What differs once the language model does: trained, loaded, cast, moved, its adapters switched or scaled."""
+        """What differs once the language model does: trained, loaded, cast, moved, its adapters switched or scaled.
+
+        Or once it computes otherwise, under autocast.
+        """
         language = self.model.language_model
         weights = [weight.detach() for weight in language.parameters() if not weight.is_meta]  # not those on disk
         # By value, for PyTorch does not count what fused optimizers or `.data` change.
@@ -315,7 +318,9 @@ class ReadoutMixin:
         places = [(weight.dtype, weight.device) for weight in weights]
         marks = ("_disable_adapters", "_active_adapter", "scaling")  # PEFT's own
         switches = [str(vars(part)[mark]) for part in language.modules() for mark in marks if mark in vars(part)]
-        return torch.stack(sums).tolist() if sums else [], places, switches
+        kind = self.device.type
+        mixed = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        return torch.stack(sums).tolist() if sums else [], places, switches, mixed
 
     def _check_image_tokens(self, input_ids: torch.Tensor, encoded) -> None:
         """See that each prompt holds as many image tokens as its picture has patches."""

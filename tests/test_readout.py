@@ -169,6 +169,16 @@ def test_an_adapter_switched_off_or_on_is_noticed(model, processor):
     torch.testing.assert_close(adapted.recognize(**question).distributions, tuned, atol=1e-5, rtol=0)
 
 
+def test_a_text_computed_under_autocast_is_not_used_outside_of_it(model, processor):
+    own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    question = {**inputs_for(own, "detection", "bp4d"), "grammar": own.grammar("detection", "bp4d")}
+    with torch.autocast("cpu", torch.bfloat16):
+        model.recognize(**question)
+    after = model.recognize(**question).distributions
+    fresh = model.recognize(**question, reuse_prefix=False).distributions
+    torch.testing.assert_close(after, fresh, atol=1e-5, rtol=0)
+
+
 def fused_step(model):
     """As Trainer does by default: PyTorch does not count this as a change of the weights."""
     for weight in model.model.language_model.parameters():

@@ -154,6 +154,8 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
             ValueError: Unknown task or Action Unit, no picture in `images`, or one that cannot be read.
         """
         images = None if images is None else _opened(images, kwargs.get("do_rescale", True))
+        if isinstance(images, list) and not images:
+            raise ValueError("`images` holds no picture; give at least one face crop.")
         if text is None and images is not None:
             text = [self.prompt(task or "detection", action_units)] * (len(images) if isinstance(images, list) else 1)
             kwargs = {"add_special_tokens": False, "return_tensors": "pt", "padding": True} | kwargs
@@ -215,8 +217,6 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
 def _opened(images, scale: bool):
     """Open every picture in a nested list; tensors pass as they are, but real numbers that have yet to be scaled."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
-        if not len(images):
-            raise ValueError("`images` holds no picture; give at least one face crop.")
         return [_opened(image, scale) for image in images]
     if isinstance(images, torch.Tensor):
         if not (scale and images.is_floating_point()):

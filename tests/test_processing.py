@@ -46,6 +46,16 @@ def test_a_system_message_replaces_the_default(processor):
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == "<s>Be brief. USER: Hello ASSISTANT:"
 
 
+def test_chats_with_and_without_a_picture_share_a_batch(processor, picture):
+    text = {"type": "text", "text": "Hello"}
+    chats = [
+        [{"role": "user", "content": content}] for content in ([text], [{"type": "image", "image": picture}, text])
+    ]
+    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, processor_kwargs={"padding": True})
+    assert [row.count(processor.image_token_id) for row in inputs["input_ids"]] == [0, 16]
+    assert len(inputs["pixel_values"]) == 1
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_image_and_task_become_model_inputs(processor, picture, task):
     inputs = processor(images=[picture, picture], task=task)

@@ -104,6 +104,8 @@ def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.I
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
+    if values.ndim == 0:  # whatever is no array
+        raise ValueError("it is no picture; give a path, URL, bytes, open file, PIL image or array")
     values = values[:, :, 0] if values.shape[2:] == (1,) else values
     if values.size == 0 or values.ndim < 2 or values.shape[2:] not in ((), (3,), (4,)):
         raise ValueError(f"shape {values.shape}; give (height, width), or that with 1, 3 or 4 channels last")

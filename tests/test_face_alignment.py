@@ -174,6 +174,7 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path, data, message):
         (np.zeros((3, 20, 20)), "channels last"), (np.zeros((0, 5)), "height, width"), (np.zeros(5), "height, width"),
         (np.full((2, 2), np.nan), "floats from 0 to 1"), (np.full((2, 2), -1), "integers from 0 to 255"),
         (np.array([[-2.1, 2.6]]), "floats from 0 to 1"), (np.full((2, 2), 70000), "65535"), (None, "NoneType"),
+        ({"image": b""}, "dict: .*give a path, URL, bytes, open file, PIL image or array"),
         ("nowhere/face.png", "nowhere/face.png: no such file"), (Path("tests"), "tests: no such file"),
     ],
 )  # fmt: skip

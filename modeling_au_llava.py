@@ -261,6 +261,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         # `config.json` names the pipeline's file; transformers copies each file that an import line in this one names.
         from .pipeline_au_llava import FacialActionUnitPipeline  # noqa: F401
 
+        # Where `self.model` was saved by itself, it stands in the config of both as what AutoModel opens.
+        self.config.auto_map["AutoModel"] = "modeling_au_llava.AuLlavaForConditionalGeneration"
         super().save_pretrained(save_directory, **kwargs)
 
 

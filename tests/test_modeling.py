@@ -230,6 +230,13 @@ def test_tied_embeddings_stay_tied(tmp_path):
     torch.testing.assert_close(again(**prompt(again)).logits, model.eval()(**prompt(model)).logits)
 
 
+def test_a_model_whose_core_was_saved_alone_is_still_opened_whole(model, tmp_path):
+    for part, name in ((model.model, "core"), (model, "whole")):
+        part.save_pretrained(tmp_path / name)
+        opened = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]["AutoModel"]
+        assert opened == f"modeling_au_llava.{type(part).__name__}"
+
+
 def test_saving_and_loading_changes_no_weight(model, tmp_path):
     model.save_pretrained(tmp_path)
     again, info = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)

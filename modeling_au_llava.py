@@ -218,6 +218,10 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             image_token_index=image_token_id,
             tie_word_embeddings=language_model.config.tie_word_embeddings,
             lm_head_bias=language_model.get_output_embeddings().bias is not None,
+            attn_implementation={  # for a config resets those of its parts
+                "vision_config": vision_tower.config._attn_implementation,
+                "text_config": language_model.config._attn_implementation,
+            },
         )
         with torch.device("meta"):
             model = cls(config)

@@ -213,6 +213,14 @@ def test_from_backbones_takes_an_encoder_with_code_of_its_own(tmp_path):
     assert type(model.model.vision_tower).__name__ == "OwnModel"
 
 
+def test_from_backbones_attends_as_it_is_told():
+    backbones = Dinov2Config(**VISION, **SQUARE), LlamaConfig(**TEXT)
+    model = AuLlavaForConditionalGeneration.from_backbones(*backbones, attn_implementation="eager")
+    attentions = model(**prompt(model), output_attentions=True).attentions  # which no other tells
+    assert [weights.shape for weights in attentions] == [(2, 2, 28, 28)] * 2
+    assert model.model.vision_tower.config._attn_implementation == "eager"
+
+
 def test_the_image_token_gets_a_row_of_its_own():
     model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), LlamaConfig(**TEXT))
     assert model.config.image_token_id == 99

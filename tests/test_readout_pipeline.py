@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from transformers import pipeline
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, photos

@@ -62,13 +62,14 @@ class Video:
         """The frames in order, turned upright; those before number `start` are passed over.
 
         Those of a camera are timed by the clock, from 0, and never end. In the end the generator returns the number
-        and the time of the last frame that there is, whether it was kept or not.
+        of the last frame that there is, whether it was kept or not, and how many seconds into the file it is shown:
+        its time, and more where the picture begins after the sound.
 
         Args:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
             start (`int`, defaults to 0): The number of the first frame that may be kept.
         """
-        number, time, last, due = -1, -1.0, -1.0, 0.0
+        number, time, last, due, reached = -1, -1.0, -1.0, 0.0, -1.0
         live = is_camera(self.path)
         with closing_capture(self.path) as capture:
             begun = monotonic()
@@ -78,6 +79,7 @@ class Video:
                 # Some files have no time stamps, and some have one twice, whose frames stay before the next one.
                 time = stamp if stamp > time else time + (0.001 if 0 < stamp == last else 1 / self.rate)
                 last = stamp
+                reached = max(time, capture.get(cv2.CAP_PROP_PTS) / self.rate)
                 if per_second and time < due - 1e-6:
                     continue
                 if per_second:
@@ -87,19 +89,25 @@ class Video:
                     if not read:
                         break
                     yield Frame(number, time, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
-        return number, time
+        return number, reached
+
+    def whole(self) -> bool:
+        """Whether the file holds all frames that it should, those among them that it says not to show, too."""
+        with closing_capture(self.path, encoded=True) as packets:
+            return sum(1 for _ in iter(packets.grab, False)) >= self.count
 
 
 class closing_capture(closing):  # noqa: N801
-    """An opened video, closed at the end of the block."""
+    """An opened video, closed at the end of the block; where it is asked for `encoded`, its frames are not decoded."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, encoded: bool = False):
         if not Path(path).is_file() and not is_camera(path):
             raise FileNotFoundError(f"{path}: no such file; check the path (the current folder is {Path.cwd()}).")
         # Absolute, for of `10:30.mp4` OpenCV would take `10` for a protocol; and bytes, for text that is not UTF-8
         # would end the process.
         place = int(path) if is_camera(path) else os.fsencode(Path(path).absolute())
-        capture = cv2.VideoCapture(place)  # type: ignore[arg-type]
+        how = [cv2.CAP_PROP_FORMAT, -1] if encoded else []
+        capture = cv2.VideoCapture(place, cv2.CAP_ANY, how)  # type: ignore[call-overload]
         if is_camera(path) and not capture.isOpened():
             raise FileNotFoundError(f"{path}: no camera of this number can be opened; try another, from 0.")
         if is_camera(path):
@@ -157,8 +165,9 @@ def recognize_video(
     if seen < 0:
         raise ValueError(f"{video.path}: not one frame can be read; convert it, or check that it is whole.")
     # It must lack frames and time: a count that was guessed is too high where the rate varies, and the time too long
-    # where the last frame stays. Containers may count a few frames too many.
-    if video.count - max(last, until * video.rate) > 3 + 0.05 * video.count:
+    # where the last frame stays. Containers may count a few frames too many; and of a video that was cut without being
+    # encoded anew those frames, too, that are there for the others' sake and never shown.
+    if video.count - max(last, until * video.rate) > 3 + 0.05 * video.count and not video.whole():
         length = f"{until:.1f} of {video.count / video.rate:.1f} seconds"
         raise ValueError(f"{video.path}: damaged after frame {last}, {length}; the rows until there are kept.")
 

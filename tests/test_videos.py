@@ -175,6 +175,21 @@ def test_a_whole_video_of_varying_rate_is_not_called_damaged(tmp_path, monkeypat
     assert {row["status"] for row in read("t.csv")} == {"ok"}
 
 
+def test_a_video_that_was_cut_or_begins_after_its_sound_is_not_called_damaged(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("cut.mp4", [Image.new("RGB", (96, 64))] * 25)  # so alike that only every twelfth stands for itself
+    data = bytearray(Path("cut.mp4").read_bytes())
+    edit = data.index(b"elst") + 12  # of which length, in thousandths, and from where on, in ticks of the track
+    ticks = struct.unpack(">I", data[(place := data.index(b"mdhd") + 16) : place + 4])[0]
+    data[edit : edit + 8] = struct.pack(">2I", 1400, round(1.1 * ticks))
+    Path("cut.mp4").write_bytes(data)
+    matroska("late.mkv", [Image.new("RGB", (96, 64))] * 25, [*range(2000, 4600, 100)], 10)
+    shown = {"cut.mp4": 14, "late.mkv": 25}
+    assert {name: len(list(Video.open(name).frames())) for name in shown} == shown
+    assert recognize(folder, *shown, "--fps", "1", "--output", "t.csv") == 0
+    assert {row["status"] for row in read("t.csv")} == {"ok"}
+
+
 @needs_ffmpeg
 def test_variable_rate_and_rotation(clip):
     ffmpeg("-i", clip, "-vf", "setpts='if(lt(N,10),N/10,1+(N-10)/5)/TB'", "-fps_mode", "vfr", "slow.mkv")

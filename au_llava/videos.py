@@ -23,7 +23,7 @@ GROUP = 64  # frames whose rows are given, and kept, together
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a video: its number from 0, when it is shown in seconds, and the upright picture."""
+    """One frame of a video: its number from 0, when it is shown in seconds, the upright picture in square pixels."""
 
     number: int
     time: float
@@ -72,6 +72,8 @@ class Video:
         number, time, last, due, reached = -1, -1.0, -1.0, 0.0, -1.0
         live = is_camera(self.path)
         with closing_capture(self.path) as capture:
+            # How many times wider than high a pixel is shown: camcorders and discs store pictures squeezed.
+            wide, high = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
             begun = monotonic()
             while capture.grab():
                 number += 1
@@ -88,7 +90,10 @@ class Video:
                     read, pixels = capture.retrieve()
                     if not read:
                         break
-                    yield Frame(number, time, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
+                    image = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+                    if min(wide, high) > 0 and wide != high:
+                        image = image.resize((max(1, round(image.width * wide / high)), image.height))
+                    yield Frame(number, time, image)
         return number, reached
 
     def whole(self) -> bool:

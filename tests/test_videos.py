@@ -107,10 +107,11 @@ def timed(path, source, times):
     Path(path).write_bytes(data)
 
 
-def matroska(path, pictures, times, rate=None):
+def matroska(path, pictures, times, rate=None, shown=None):
     """Write a Matroska or WebM file whose frames have these times, in milliseconds, the last of them its end.
 
-    `rate` is what the file says of its frames a second; nothing, as browsers write it, by default.
+    `rate` is what the file says of its frames a second; nothing, as browsers write it, by default. `shown` is how many
+    pixels wide they are to be shown, by default as they are stored.
     """
 
     def element(number, *content):
@@ -120,7 +121,8 @@ def matroska(path, pictures, times, rate=None):
     width, height = (side.to_bytes(2, "big") for side in pictures[0].size)
     track = [element("D7", b"\1"), element("73C5", b"\1"), element("83", b"\1"), element("86", b"V_MJPEG")]
     track += [element("23E383", (10**9 // rate).to_bytes(4, "big"))] if rate else []
-    track += [element("E0", element("B0", width), element("BA", height))]
+    display = [element("54B0", shown.to_bytes(2, "big")), element("54BA", height)] if shown else []
+    track += [element("E0", element("B0", width), element("BA", height), *display)]
     clusters = [
         element("1F43B675", element("E7", time.to_bytes(4, "big")), element("A3", b"\x81\0\0\x80", jpeg(picture)))
         for time, picture in zip(times, pictures, strict=False)
@@ -188,6 +190,15 @@ def test_a_video_that_was_cut_or_begins_after_its_sound_is_not_called_damaged(fo
     assert {name: len(list(Video.open(name).frames())) for name in shown} == shown
     assert recognize(folder, *shown, "--fps", "1", "--output", "t.csv") == 0
     assert {row["status"] for row in read("t.csv")} == {"ok"}
+
+
+def test_a_picture_that_is_stored_squeezed_is_as_wide_as_it_is_shown(tmp_path):
+    halves = Image.new("RGB", (72, 64))
+    halves.paste("red", (0, 0, 36, 64))
+    matroska(tmp_path / "wide.mkv", [halves], [0, 100], 10, shown=96)
+    [frame] = Video.open(str(tmp_path / "wide.mkv")).frames()
+    assert frame.image.size == (96, 64)
+    assert frame.image.getpixel((43, 32))[0] > 200 and frame.image.getpixel((52, 32))[0] < 50
 
 
 @needs_ffmpeg

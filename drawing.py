@@ -229,9 +229,10 @@ def draw_sheet(
             blocks.append(
                 [draw_evidence(crops[place], face["action_units"], face["task"], bars_width) for face in same_face]
             )
-    photo = draw_faces(image, answers[0])
-    if photo.width < bars_width:
-        photo = photo.resize((bars_width, round(photo.height * bars_width / photo.width)), Image.Resampling.LANCZOS)
+    scale = max(1.0, bars_width / image.width)  # before boxes and codes are drawn, which could not be read otherwise
+    size = (round(image.width * scale), round(image.height * scale))
+    boxes = [face | {"box": face["box"] and [side * scale for side in face["box"]]} for face in answers[0]]
+    photo = draw_faces(image.resize(size, Image.Resampling.LANCZOS), boxes)
     heights = [max(block.height for block in row) for row in blocks]
     sheet = Image.new("RGB", (max(photo.width, columns * bars_width), photo.height + sum(heights)), "white")
     sheet.paste(photo, ((sheet.width - photo.width) // 2, 0))

@@ -160,6 +160,14 @@ def test_a_sheet_without_faces_is_the_photograph():
     assert draw_sheet(Image.new("RGB", (600, 80)), []).size == (600, 80)
 
 
+def test_boxes_and_codes_can_be_read_on_a_small_picture():
+    entry = face("detection", [0, 1], box=(12, 13, 34, 40))
+    large = entry | {"box": [10 * side for side in entry["box"]]}
+    small = Image.new("RGB", (48, 48), "black")
+    expected = draw_faces(small.resize((480, 480)), [large])
+    assert (np.asarray(draw_sheet(small, [entry], bars_width=480))[:480] == np.asarray(expected)).all()
+
+
 @pytest.mark.parametrize(("units", "width"), [({}, 400), ("all", 100)])
 def test_bars_need_room_and_units(units, width):
     units = units and face("detection", [1.0])["action_units"]

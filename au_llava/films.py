@@ -22,6 +22,7 @@ from .videos import Video
 
 HEIGHT = 480  # pixels; smaller videos are enlarged, so that bars and names can be read
 SMALLEST = 0.75  # of their size, to which bars in a film are made smaller so that those of one more face fit
+LARGEST = 7800  # pixels that a picture and its bars may be wide; MPEG-4 ends at 8191
 STEPS, FACES = 800, 4  # of a time line; at most so many faces
 
 
@@ -102,7 +103,8 @@ def _pictures(
         while coming and coming[0] <= frame.number:
             faces = [entry(row, question, thresholds) for row in coming[1] if row["status"] == "ok"]
             coming, panel = next(groups, None), None
-        scale = max(1.0, HEIGHT / frame.image.height)
+        width, height = frame.image.size
+        scale = min(max(1.0, HEIGHT / height), LARGEST / (width + 0.75 * height))
         width, height = (2 * round(side * scale / 2) for side in frame.image.size)  # H.264 wants even sides
         picture = Image.new("RGB", (width + max(360, height * 3 // 4 // 2 * 2), height), "white")
         if panel is None:

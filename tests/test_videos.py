@@ -311,6 +311,13 @@ def test_a_film_has_a_rate_that_mpeg_4_takes(folder, tmp_path, monkeypatch):
     assert Video.open("film.mp4").rate == pytest.approx(67)
 
 
+def test_a_film_is_no_larger_than_mpeg_4_takes(tmp_path):
+    matroska(tmp_path / "wide.mkv", [Image.new("RGB", (4200, 64))], [0, 100], 10)
+    film = tmp_path / "film.mp4"
+    films.write_film(film, Video.open(str(tmp_path / "wide.mkv")), iter([]), ("detection", select("AU12")))
+    assert 7500 < next(Video.open(str(film)).frames()).image.width < 8192
+
+
 def test_a_time_line_has_no_gap_where_frames_are_far_apart(clip, monkeypatch):
     drawn = []
     monkeypatch.setattr(

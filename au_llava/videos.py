@@ -112,7 +112,7 @@ class closing_capture(closing):  # noqa: N801
         # would end the process.
         place = int(path) if is_camera(path) else os.fsencode(Path(path).absolute())
         how = [cv2.CAP_PROP_FORMAT, -1] if encoded else []
-        capture = cv2.VideoCapture(place, cv2.CAP_ANY, how)  # type: ignore[call-overload]
+        capture = cv2.VideoCapture(place, cv2.CAP_ANY, how)  # type: ignore[arg-type]
         if is_camera(path) and not capture.isOpened():
             raise FileNotFoundError(f"{path}: no camera of this number can be opened; try another, from 0.")
         if is_camera(path):

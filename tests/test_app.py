@@ -299,7 +299,7 @@ def test_the_page_asks_what_was_chosen(pipe, pair):
 def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     opened = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda device: opened(clip if device == 7 else device))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device, *how: opened(clip if device == 7 else device))
     common = ["--model", folder, "--detector", "none", "--action-units", "AU12"]
     assert main(["recognize", "7", *common]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -322,7 +322,7 @@ def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monk
         def __getattr__(self, name):
             return getattr(self.capture, name)
 
-    monkeypatch.setattr(cv2, "VideoCapture", lambda device: Stopped(opened(clip)))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device, *how: Stopped(opened(clip)))
     assert main(["recognize", "7", "--output", "t.csv", *common]) == 0
     with open("t.csv", newline="") as file:
         assert [row["frame"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
@@ -334,7 +334,7 @@ def test_a_camera_is_recognised_until_it_is_stopped(folder, clip, tmp_path, monk
 def test_an_error_leaves_what_a_camera_has_seen(folder, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     opened = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda device: opened(clip))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device, *how: opened(clip))
     answered, seen = FacialActionUnitPipeline._forward, []
 
     def failing(self, faces, *args, **how):

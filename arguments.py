@@ -53,7 +53,7 @@ class AuLlavaArguments:
         metadata={"help": "What is asked about each rendered face: task:preset or task:codes."},
     )
     limit: int | None = field(default=None, metadata={"help": "Use so many rows of each data set and question only."})
-    eval_limit: int = field(default=200, metadata={"help": "And answer so many of each at every validation."})
+    eval_limit: int | None = field(default=200, metadata={"help": "And answer so many of each at every validation."})
     dtype: str = field(
         default="auto",
         metadata={"help": "Of the weights: float32, bfloat16..., or auto: as stored with bf16 or fp16, else float32."},

@@ -71,7 +71,7 @@ def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None, dic
     for text in arguments.eval_data:
         validation += Source(text.replace("{fold}", str(arguments.fold))).rows("validation", arguments.questions)
     few = [
-        part.select(np.linspace(0, len(part) - 1, min(len(part), arguments.eval_limit)).astype(int))
+        part.select(np.linspace(0, len(part) - 1, min(len(part), arguments.eval_limit or len(part))).astype(int))
         for part in validation
     ]
     return concatenate_datasets(train), concatenate_datasets(few) if few else None, people

@@ -342,6 +342,13 @@ def test_a_run_goes_on_with_what_it_was_begun_with(run, tmp_path, tiny):
     run("--max_steps", 3, "--eval_limit", 4, "--merge")
 
 
+def test_a_recipe_s_eval_limit_of_null_asks_all(recipe):
+    for limit, expected in (("1", 1), ("null", 4)):  # two people are held out, with two pictures each
+        recipe.write_text(recipe.read_text() + f"eval_limit: {limit}\n")
+        arguments, _ = read_arguments(["--config", str(recipe)])
+        assert len(train_sft.read_rows(arguments)[1]) == expected
+
+
 def test_a_base_of_other_parts_is_refused(tmp_path, tokenizer, processor):
     vision, language, base = tmp_path / "vision", tmp_path / "language", tmp_path / "run-base"
     tiny_model(copy.deepcopy(tokenizer)).model.vision_tower.save_pretrained(vision)

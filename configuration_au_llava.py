@@ -87,10 +87,15 @@ class AuLlavaConfig(LlavaConfig):
         """Read a `config.json`, as [`from_pretrained`] does.
 
         Raises:
+            OSError: The folder holds none. Transformers would say nothing and take the paper's pair.
             ValueError: It belongs to another kind of model. Transformers only warns, and would build the paper's pair
                 with random weights.
         """
         values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not values:
+            raise OSError(
+                f"{pretrained_model_name_or_path} holds no config.json; give a folder that save_pretrained wrote."
+            )
         kind = values.get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ValueError(

@@ -114,13 +114,14 @@ def test_a_saved_folder_holds_code_weights_and_no_pickle(folder):
 def test_loading_a_missing_or_wrong_folder_is_one_clear_error(tmp_path):
     from transformers import BertConfig, pipeline
 
-    from au_llava import AuLlavaForConditionalGeneration
+    from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration
 
     with pytest.raises(OSError, match="nowhere"):
         AuLlavaForConditionalGeneration.from_pretrained(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match="empty"):
-        AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "empty")
+    for kind in (AuLlavaConfig, AuLlavaForConditionalGeneration):
+        with pytest.raises(OSError, match=r"empty holds no config\.json; give a folder that save_pretrained wrote"):
+            kind.from_pretrained(tmp_path / "empty")
     BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="bert: its config.json says model_type 'bert', not 'au_llava'; give an AU-L"):
         AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "bert")

@@ -154,6 +154,10 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
             f"loss_type is {training.loss_type!r}, but soft_digits, rare_weight and format_weight have a loss of "
             "their own; leave it out, or these three."
         )
+    if training.ddp_find_unused_parameters is None:
+        # On some weights of an encoder no patch depends, such as DINOv2's mask token or a pooling head. DDP would wait
+        # for their gradients; transformers lets it, where activations are computed again.
+        training.ddp_find_unused_parameters = True
     if (training.metric_for_best_model or "").endswith("_mae"):
         training.greater_is_better = False  # transformers takes every metric but a loss for one that should be high
     return arguments, training

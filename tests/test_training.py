@@ -6,8 +6,10 @@ import torch
 from conftest import tiny_model
 from datasets import Dataset
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
     Dinov2WithRegistersConfig,
     GPTJConfig,
     GPTNeoXConfig,
@@ -21,8 +23,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 import train_sft
-from au_llava import AuLlavaProcessor
-from au_llava.arguments import LORA_TARGETS
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
 from au_llava.datasets_scripts.instructions import FEATURES, Question, Relations, instruct, make_row
@@ -161,6 +163,22 @@ def test_full_training_moves_every_weight_and_learns(tokenizer, processor, rows,
     assert not [name for name in still if not name.endswith("key.bias")]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_several_processes_do_without_weights_on_which_no_patch_depends(process_group, tmp_path):
+    options = ["--train_data", "x", "--output_dir", str(tmp_path), "--bf16", "false"]
+    find_unused = bool(read_arguments(options)[1].ddp_find_unused_parameters)  # so does transformers take it
+    vision = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
+    language = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99
+    )
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, language).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused)
+    ids = torch.tensor([[99] * 16 + [1, 2, 3]])
+    for _ in range(2):
+        wrapped(input_ids=ids, pixel_values=torch.randn(1, 3, 224, 224), labels=ids).loss.backward()
+    assert model.model.vision_tower.embeddings.mask_token.grad is None
 
 
 @pytest.mark.parametrize("towers", ["both", "encoder", "llm"])

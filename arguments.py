@@ -52,6 +52,10 @@ class AuLlavaArguments:
         default_factory=lambda: ["detection:bp4d", "intensity_level:disfa", "intensity:feafa"],
         metadata={"help": "What is asked about each rendered face: task:preset or task:codes."},
     )
+    weights: list[float] = field(
+        default_factory=list,
+        metadata={"help": "How often each source, by question, is drawn, relative to the others. Else each row once."},
+    )
     limit: int | None = field(default=None, metadata={"help": "Use so many rows of each data set and question only."})
     eval_limit: int | None = field(default=200, metadata={"help": "And answer so many of each at every validation."})
     dtype: str = field(
@@ -129,6 +133,8 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
         value = getattr(arguments, name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"The recipe's {name} is {value!r}; give a list of texts")
+    if not isinstance(arguments.weights, list) or not all(isinstance(one, (int, float)) for one in arguments.weights):
+        raise ValueError(f"The recipe's weights is {arguments.weights!r}; give a list of numbers.")
     if training.hub_token is not None:  # command line and recipe are printed in the card, which may be public
         raise ValueError("hub_token would be written into the model card; use `hf auth login` or HF_TOKEN instead.")
     if arguments.lora == "null":  # on the command line it is a word

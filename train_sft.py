@@ -41,7 +41,7 @@ from au_llava.adapters import (
 from au_llava.arguments import LORA_TARGETS, TOWERS, AuLlavaArguments, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
-from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
+from au_llava.datasets_scripts.instructions import Question, lists_in, mix, relations_in
 from au_llava.datasets_scripts.sources import Source, digest_rows, draw_people, set_apart, who_is_in
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
@@ -74,7 +74,8 @@ def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None, dic
         part.select(np.linspace(0, len(part) - 1, min(len(part), arguments.eval_limit or len(part))).astype(int))
         for part in validation
     ]
-    return concatenate_datasets(train), concatenate_datasets(few) if few else None, people
+    together = mix(train, arguments.weights) if arguments.weights else concatenate_datasets(train)
+    return together, concatenate_datasets(few) if few else None, people
 
 
 def count_rows(splits: dict[str, Dataset | None]) -> list[tuple[str, str, str, int]]:

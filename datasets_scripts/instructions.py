@@ -302,7 +302,7 @@ def mix(
     if len(weights) != len(parts) or not all(weight > 0 for weight in weights):
         raise ValueError(f"weights {list(weights)} for {len(parts)} data sets; give each one a positive weight.")
     return interleave_datasets(
-        [part.cast(FEATURES) for part in parts],
+        [part if part.features == FEATURES else part.cast(FEATURES) for part in parts],  # to cast writes all anew
         probabilities=[weight / sum(weights) for weight in weights],
         seed=seed,
         stopping_strategy=stopping_strategy,

@@ -349,6 +349,23 @@ def test_a_recipe_s_eval_limit_of_null_asks_all(recipe):
         assert len(train_sft.read_rows(arguments)[1]) == expected
 
 
+def test_sources_mix_by_weight(recipe, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    draw_rows(4, dataset="other").to_parquet(few / "train-0.parquet")
+    text = recipe.read_text().replace(f"{tmp_path / 'data'}'", f"{tmp_path / 'data'}', '{few}'") + "held_out: 0\n"
+    for weights, expected in (("[]", {"drawn": 12, "other": 4}), ("[1, 3]", {"drawn": 12, "other": 36})):
+        recipe.write_text(f"{text}weights: {weights}\n")
+        rows, *_ = train_sft.read_rows(read_arguments(["--config", str(recipe)])[0])
+        counts = {name: rows["dataset"][:].count(name) for name in expected}
+        assert all(expected[name] / 2 <= counts[name] <= 2 * expected[name] for name in expected), counts
+        assert set(zip(rows["dataset"][:], rows["frame"][:], strict=True)) >= {("drawn", 11), ("other", 3)}
+    for wrong, told in (("[1]", r"weights \[1.*\] for 2 data"), ("[1, -1]", "positive weight"), ("2", "list of num")):
+        recipe.write_text(f"{text}weights: {wrong}\n")
+        with pytest.raises(ValueError, match=told):
+            train_sft.read_rows(read_arguments(["--config", str(recipe)])[0])
+
+
 def test_a_base_of_other_parts_is_refused(tmp_path, tokenizer, processor):
     vision, language, base = tmp_path / "vision", tmp_path / "language", tmp_path / "run-base"
     tiny_model(copy.deepcopy(tokenizer)).model.vision_tower.save_pretrained(vision)

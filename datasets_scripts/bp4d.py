@@ -55,7 +55,7 @@ def read_occurrence(path: Path, problems: list[str]) -> tuple[list[int], np.ndar
 
     Args:
         path (`Path`): The csv file.
-        problems (`list[str]`): Gets a line for everything that is wrong; frames with a wrong value are left out.
+        problems (`list[str]`): Gets a line for everything that is wrong; frames with a wrong value are unknown.
 
     Returns:
         `tuple`: Frame numbers, and labels `(frames, 12)`: 0, 1, or NaN for code 9, in the order of the preset `bp4d`.
@@ -97,6 +97,7 @@ def _read_frames(path, lines, columns: list[int], accepted, problems: list[str])
             number = read_frame(cells[0])
             if number in rows:
                 raise ValueError(f"frame {number} stands there twice")
+            rows[number] = [np.nan] * len(columns)  # all that a damaged line tells; so the manifest names its frame
             if len(cells) <= max(columns):
                 raise ValueError(f"{len(cells)} cells; {max(columns) + 1} are needed")
             rows[number] = [read_number(cells[column], accepted) for column in columns]

@@ -80,12 +80,13 @@ def test_columns_go_by_name_and_without_a_header_by_position(tmp_path):
         ("0,0,0,0,0,0,0,0,0,0,0,0,0", ":4: '0' is no frame number; frames are counted from 1"),
     ],
 )
-def test_damaged_lines_are_named_and_left_out(tmp_path, line, complaint):
+def test_damaged_lines_are_named_and_tell_nothing(tmp_path, line, complaint):
     path, problems = tmp_path / "F001_T1.csv", []
     good = ",0" * 12
     path.write_text(f"0,1,2,4,6,7,10,12,14,15,17,23,24\n1{good}\n2{good}\n{line}\n5{good}\n")
     numbers, labels = read_occurrence(path, problems)
-    assert numbers == [1, 2, 5] and labels.shape == (3, 12)
+    assert labels.shape == (len(numbers), 12) and set(numbers) <= {1, 2, 4, 5}
+    assert [number for number, row in zip(numbers, labels, strict=True) if not np.isnan(row).all()] == [1, 2, 5]
     assert problems == [f"{path}{complaint}"]
 
 
@@ -105,7 +106,9 @@ def test_intensities_are_read_with_or_without_a_header(tmp_path):
         numbers, levels = read_intensity(path, problems)
         assert numbers == [1, 2, 3] and levels[:2, 0].tolist() == [0, 5] and math.isnan(levels[2, 0])
     path.write_text("1,6\n2,5\n")
-    assert read_intensity(path, problems)[0] == [2] and problems == [f"{path}:1: '6' is none of 0, 1, 2, 3, 4, 5, 9"]
+    numbers, levels = read_intensity(path, problems)
+    assert numbers == [1, 2] and math.isnan(levels[0, 0]) and levels[1, 0] == 5
+    assert problems == [f"{path}:1: '6' is none of 0, 1, 2, 3, 4, 5, 9"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,9 @@ def test_intensities_are_read_with_or_without_a_header(tmp_path):
 def test_a_damaged_first_line_is_no_header(tmp_path, line, complaint):
     path, problems = tmp_path / "F001_T1_AU06.csv", []
     path.write_text(f"{line}\n10,3\n")
-    assert read_intensity(path, problems)[0] == [10] and problems == [f"{path}:1: {complaint}"]
+    numbers, levels = read_intensity(path, problems)
+    assert numbers[-1] == 10 and levels[-1, 0] == 3 and np.isnan(levels[:-1]).all()
+    assert problems == [f"{path}:1: {complaint}"]
 
 
 def test_a_comma_at_the_end_of_each_line_costs_no_frame(tmp_path):
@@ -161,6 +166,13 @@ def test_all_damaged_labels_are_raised_at_once_or_left_out_on_purpose(tree, caps
     told = capsys.readouterr().err
     assert "2 problem(s) in the labels; what they are about is left out" in told
     assert f"{first}:2: '3' is none of" in told
+
+
+def test_the_manifest_names_frames_with_damaged_labels(tree, tmp_path):
+    write_occurrence(tree, "F001_T1", {9: {}, 10: {1: 3}, 11: {}})
+    found = find_recordings(tree, skip_bad_labels=True)
+    manifest, _ = prepare(found, tmp_path / "out", Settings("none"))
+    assert {"sequence": "F001_T1", "why": "no known label", "frames": [10]} in manifest["left_out"]
 
 
 def test_wrong_folders_and_tasks_are_refused(tree, tmp_path):

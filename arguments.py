@@ -160,7 +160,7 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
             f"loss_type is {training.loss_type!r}, but soft_digits, rare_weight and format_weight have a loss of "
             "their own; leave it out, or these three."
         )
-    if training.ddp_find_unused_parameters is None:
+    if training.ddp_find_unused_parameters is None and not arguments.lora:
         # On some weights of an encoder no patch depends, such as DINOv2's mask token or a pooling head. DDP would wait
         # for their gradients; transformers lets it, where activations are computed again.
         training.ddp_find_unused_parameters = True

@@ -10,17 +10,11 @@ docs/training.md. A run that was stopped goes on where it stopped.
 import json
 import math
 import re
-import shlex
 import sys
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from urllib.parse import parse_qsl
 
-import numpy as np
-from datasets import Dataset, concatenate_datasets
 from huggingface_hub import get_token
-from torch.nn import Linear
 from transformers import set_seed
 from transformers.utils import cached_file
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -38,130 +32,23 @@ from au_llava.adapters import (
     never_seen,
     trained_on,
 )
-from au_llava.arguments import LORA_TARGETS, TOWERS, AuLlavaArguments, read_arguments
+from au_llava.arguments import LORA_TARGETS, TOWERS, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import NeutralDraft, QuestionCollator
-from au_llava.datasets_scripts.instructions import Question, lists_in, mix, relations_in
-from au_llava.datasets_scripts.sources import Source, digest_rows, draw_people, set_apart, who_is_in
+from au_llava.datasets_scripts.instructions import Question, lists_in, relations_in
+from au_llava.datasets_scripts.sources import digest_rows, who_is_in
 from au_llava.losses import AnswerTargets, AnswerTrainer, presence
 from au_llava.shared_prefix import SharedPrefixTrainer
+from au_llava.trained_weights import count_weights, freeze, without_lora
 from au_llava.trainer import check_space, full_disk_told, last_checkpoint
+from au_llava.training_rows import count_rows, read_rows
+from evaluation.command import score_command
 from push_to_hub import check_private, publish
 
 
 # Fields that a run may go on with others of: they do not change what is learnt, or the base remembers them.
 MAY_CHANGE = ("eval_data", "eval_limit", "resume", "merge", "public_licence")
 MAY_CHANGE += ("vision", "language", "gguf_file", "prompt_layout")
-# Names of linear layers in self-attention; SigLIP's pooling `head` has attention that is none, and is not used.
-ATTENTION = re.compile(r"^(?!head\.).*(attn|attention)")
-# Options of a source that evaluate_au.py refuses, for its own options say who is asked what.
-SETTLED = ("split", "config_name", "fold", "task", "threshold", "action_units")
-
-
-def read_rows(arguments: AuLlavaArguments) -> tuple[Dataset, Dataset | None, dict[str, list[str]]]:
-    """The rows to train on, those to validate on, and by data set the people that were held out of the former."""
-    train, validation, people = [], [], {}
-    for text in arguments.train_data:
-        train += Source(text.replace("{fold}", str(arguments.fold))).rows(questions=arguments.questions)
-    if arguments.held_out:  # for all sources at once, for a person may be in several
-        people = draw_people(train, arguments.held_out)
-        train, validation = zip(*(set_apart(part, people) for part in train), strict=True)
-    train = [part.select(range(min(len(part), arguments.limit or len(part)))) for part in train]
-    validation = [*validation]
-    for text in arguments.eval_data:
-        validation += Source(text.replace("{fold}", str(arguments.fold))).rows("validation", arguments.questions)
-    few = [
-        part.select(np.linspace(0, len(part) - 1, min(len(part), arguments.eval_limit or len(part))).astype(int))
-        for part in validation
-    ]
-    together = mix(train, arguments.weights) if arguments.weights else concatenate_datasets(train)
-    return together, concatenate_datasets(few) if few else None, people
-
-
-def count_rows(splits: dict[str, Dataset | None]) -> list[tuple[str, str, str, int]]:
-    """Data set, task, split and number of samples."""
-    return [
-        (*name, split, count)
-        for split, rows in splits.items()
-        if rows is not None
-        for name, count in Counter(zip(rows["dataset"], rows["task"], strict=True)).items()
-    ]
-
-
-def score_command(model: str, train_data: list[str]) -> str:
-    """The command that scores a model on the test people of its data set, or on rendered faces if that is not one set.
-
-    Args:
-        model (`str`): Folder.
-        train_data (`list[str]`): The sources that it was trained on.
-
-    Example:
-
-    >>> score_command("runs/mine", ["disfa:data/disfa?config_name=fold2&naming=megraphau"]).partition(" --dataset ")[2]
-    "disfa --data_dir 'data/disfa?naming=megraphau' --fold 2 --output runs/mine-scores"
-    """
-    command = ["python", "evaluate_au.py", "--model", model]
-    own = [source for source in map(Source, train_data) if source.name not in ("", "synthetic")]
-    # Of BP4D, evaluate_au.py asks detection alone.
-    own = [source for source in own if source.name != "bp4d" or "task=intensity_level" not in source.text]
-    # And of DISFA what is present from the level 2 on, or by the paper's protocol from 3.
-    own = [source for source in own if source.name != "disfa" or not re.search("threshold=[145]", source.text)]
-    if len(own) == 1:
-        name, place = own[0].name, own[0].text.removeprefix(f"{own[0].name}:")
-        folder, _, query = place.partition("?")
-        settled, options = ("split",) if name == "csv" else SETTLED, dict(parse_qsl(query))
-        kept = "&".join(pair for pair in query.split("&") if pair.partition("=")[0] not in settled)
-        command += ["--dataset", name, "--data_dir", f"{folder}?{kept}" if kept else folder]
-        config = options.get("config_name", "")
-        if config == "paper" or options.get("threshold") == "3":
-            command += ["--protocol", "paper"]
-        if config == "subject":
-            command += ["--fold", options.get("fold", "1")]
-        elif config.startswith("fold"):
-            command += ["--fold", config.removeprefix("fold")]
-    return shlex.join([*command, "--output", f"{model}-scores"])
-
-
-def freeze(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
-    """Let parts of a model stay as they are; with the language model its head.
-
-    Raises:
-        ValueError: There is no such part, or nothing is left to train.
-    """
-    for name in parts:
-        try:
-            part = model.get_submodule("lm_head" if name == "lm_head" else f"model.{name}")
-        except AttributeError as error:
-            known = ", ".join([*(child for child, _ in model.model.named_children()), "lm_head"])
-            raise ValueError(f"freeze names {name!r}, which is no part of the model; its parts: {known}.") from error
-        part.requires_grad_(False)
-        if name == "language_model":
-            model.lm_head.requires_grad_(False)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        raise ValueError(f"freeze names {', '.join(parts)}, which leaves nothing to train; name less.")
-
-
-def count_weights(model: AuLlavaForConditionalGeneration, trained: bool = False) -> dict[str, int]:
-    """Numbers in each part, all or the trained ones; a head that is tied to the embeddings counts with them."""
-    parts = dict(model.model.named_children())
-    if model.lm_head.weight is not model.get_input_embeddings().weight:
-        parts["lm_head"] = model.lm_head
-    return {
-        name: sum(weight.numel() for weight in part.parameters() if weight.requires_grad or not trained)
-        for name, part in parts.items()
-    }
-
-
-def without_lora(model: AuLlavaForConditionalGeneration, towers: str) -> list[str]:
-    """Linear layers in the self-attention of the chosen towers that have no LoRA, each kind once."""
-    return sorted(
-        {
-            f"{tower}: {name.split('.')[-1]}"
-            for tower in TOWERS[towers]
-            for name, part in model.model.get_submodule(tower).named_modules()
-            if isinstance(part, Linear) and ATTENTION.search(name) and "lora_" not in name and "base_layer" not in name
-        }
-    )
 
 
 def main() -> None:

@@ -72,10 +72,17 @@ class AuLlavaModel(LlavaModel):
 
         Returns:
             `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`.
+
+        Raises:
+            ValueError: There are fewer tokens than patches.
         """
         if states.ndim == 4:  # of convolutional encoders
             return states.flatten(2).transpose(1, 2)
         rows, columns = (size // self.config.vision_config.patch_size for size in pixel_values.shape[-2:])
+        if states.shape[1] < rows * columns:  # as ViTMAE, which hides most
+            raise ValueError(
+                f"Of {rows * columns} patches the vision tower tells {states.shape[1]}; it must tell all."
+            )
         return states[:, -rows * columns :]  # class and register tokens, if there are any, come before
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -238,7 +245,6 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.generation_config = language_model.generation_config
         if image_token_id >= vocabulary:
             model.resize_token_embeddings(image_token_id + 1)
-
         try:
             model.config.image_seq_length = model.count_patches(CROP_SIZE)
         except (ValueError, RuntimeError):  # CLIP, SigLIP and ViT take pictures of one size alone

@@ -28,6 +28,7 @@ from transformers import (
     ResNetConfig,
     SiglipVisionConfig,
     ViTConfig,
+    ViTMAEConfig,
 )
 
 from au_llava import AuLlavaConfig, AuLlavaForConditionalGeneration, AuLlavaModel, AuLlavaProcessor
@@ -135,6 +136,11 @@ def test_a_language_model_that_would_not_fit_is_refused():
         AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**gpt2))
     model = AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**gpt2, tie_word_embeddings=False))
     assert model(**prompt(model)).logits.shape[-1] == 100
+
+
+def test_an_encoder_that_hides_patches_is_refused():
+    with pytest.raises(ValueError, match="Of 16 patches the vision tower tells 5; it must tell all"):
+        AuLlavaForConditionalGeneration.from_backbones(ViTMAEConfig(**VISION, **SQUARE), LlamaConfig(**TEXT))
 
 
 def test_what_a_language_model_does_to_its_scores_is_told(caplog):

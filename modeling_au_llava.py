@@ -71,10 +71,7 @@ class AuLlavaModel(LlavaModel):
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): The pictures that it saw.
 
         Returns:
-            `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`.
-
-        Raises:
-            ValueError: There are fewer tokens than patches.
+            `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`; a `ValueError` if tokens are fewer.
         """
         if states.ndim == 4:  # of convolutional encoders
             return states.flatten(2).transpose(1, 2)

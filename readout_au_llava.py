@@ -313,14 +313,16 @@ class ReadoutMixin:
         """
         language = self.model.language_model
         weights = [weight.detach() for weight in language.parameters() if not weight.is_meta]  # not those on disk
-        # By value, for PyTorch does not count what fused optimizers or `.data` change.
+        # A part of them by value, for PyTorch does not count what fused optimizers or `.data` change; and by PyTorch's
+        # count, which also tells of a change between the parts. Of weights made for inference alone there is none.
         sums = [weight.flatten()[::SAMPLE].sum(dtype=torch.float32).to(self.device) for weight in weights]
+        counts = [None if weight.is_inference() else weight._version for weight in weights]
         places = [(weight.dtype, weight.device) for weight in weights]
         marks = ("_disable_adapters", "_active_adapter", "scaling")  # PEFT's own
         switches = [str(vars(part)[mark]) for part in language.modules() for mark in marks if mark in vars(part)]
         kind = self.device.type
         mixed = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        return torch.stack(sums).tolist() if sums else [], places, switches, mixed
+        return torch.stack(sums).tolist() if sums else [], counts, places, switches, mixed
 
     def _check_image_tokens(self, input_ids: torch.Tensor, encoded) -> None:
         """See that each prompt holds as many image tokens as its picture has patches."""

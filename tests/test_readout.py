@@ -156,6 +156,18 @@ def test_prefixes_are_forgotten_when_weights_change_and_are_few(model, processor
     assert answer().distributions.isfinite().all()
 
 
+def test_a_change_of_a_single_number_is_noticed(model, processor):
+    own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
+    question = {**inputs_for(own, "detection", "bp4d"), "grammar": own.grammar("detection", "bp4d")}
+    changing = copy.deepcopy(model)
+    changing.recognize(**question)
+    with torch.no_grad():
+        changing.get_input_embeddings().weight[int(question["input_ids"][0, 0]), 1] += 100
+    after = changing.recognize(**question).distributions
+    fresh = changing.recognize(**question, reuse_prefix=False).distributions
+    torch.testing.assert_close(after, fresh, atol=1e-5, rtol=0)
+
+
 def test_an_adapter_switched_off_or_on_is_noticed(model, processor):
     own = type(processor)(processor.image_processor, processor.tokenizer, patch_size=56, prompt_layout="text_first")
     question = {**inputs_for(own, "detection", "bp4d"), "grammar": own.grammar("detection", "bp4d")}

@@ -2,9 +2,11 @@
 
 import doctest
 import importlib.util
+import runpy
 import warnings
 
 import evaluate
+import gradio
 import numpy as np
 import pandas
 import pingouin
@@ -47,6 +49,18 @@ def test_examples(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = doctest.testmod(module_of(name), extraglobs={"evaluate": evaluate}, raise_on_error=True)
     assert result.attempted >= 5
+
+
+@pytest.mark.parametrize("name", ["au_detection", "au_intensity"])
+def test_the_page_of_a_space_scores_what_is_typed(name, monkeypatch):
+    pages = []
+    monkeypatch.setattr(gradio.Interface, "launch", lambda page, **_: pages.append(page))
+    monkeypatch.chdir(ROOT / "metrics" / name)
+    runpy.run_path("app.py")
+    result = pages[0].fn("[[1, 0], [0, 1]]", "[[1, NaN], [1, 1]]")
+    assert result["unknown"] == 1 and len(result["action_units"]) == 2
+    version = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("gradio=="))
+    assert f"sdk_version: {version.removeprefix('gradio==')}\n" in (ROOT / "metrics" / name / "README.md").read_text()
 
 
 def test_detection_agrees_with_scikit_learn(detection):

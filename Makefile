@@ -60,7 +60,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The default checkpoint from nothing. Every stage resumes where it was stopped. About six hours on two cores.
+# The default checkpoint from nothing; the same command goes on where it was stopped. About six hours on two cores.
+# Stages that begin anew each time are done once, for the next ones go on only from the very files that they began with:
+# delete a stage's folder, and those of the stages after it, to have it done again.
 # How much of each stage: what the default checkpoint takes (docs/checkpoint.md).
 RUNS ?= runs
 TARGET ?= .
@@ -72,6 +74,7 @@ ENCODER ?= --epochs 30
 SECOND ?= --num_train_epochs 1.2
 HEAD ?= --compute 1.5e14
 EVALUATION ?= --formats 64 --robustness 30
+ONCE = test -f $(1)/processor_config.json ||
 FACES := $(RUN) -m au_llava.datasets_scripts.synthetic_faces
 # Only some processors multiply 16-bit numbers fast; on the others that is ten times slower than 32 bits.
 # Asked when it is first wanted, and once.
@@ -83,16 +86,20 @@ checkpoint: $(VENV)/installed
 	$(FACES) --output_dir $(DATA) --split test --limit $(TEST)
 	$(FACES) --output_dir $(OTHER) --split train --seed 2023 --varied 1 --limit $(OTHERS)
 	$(RUN) -m checkpoint.pretrain --data_dir $(DATA) $(OTHER) --output_dir $(RUNS)/encoder $(ENCODER)
-	$(RUN) -m checkpoint.assemble --encoder $(RUNS)/encoder --data_dir $(DATA) --output_dir $(RUNS)/start
+	$(call ONCE,$(RUNS)/start) $(RUN) -m checkpoint.assemble --encoder $(RUNS)/encoder --data_dir $(DATA) \
+		--output_dir $(RUNS)/start
 	$(RUN) -m checkpoint.language --model $(RUNS)/start --data_dir $(DATA) --output_dir $(RUNS)/language $(LESSONS)
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model $(RUNS)/language --train_data synthetic:$(DATA) \
 		--output_dir $(RUNS)/checkpoint --bf16 $(FAST) $(FIRST)
 	$(RUN) train_sft.py --config recipes/checkpoint.yaml --model $(RUNS)/checkpoint --train_data synthetic:$(DATA) \
 		--output_dir $(RUNS)/second --seed 1 --bf16 $(FAST) $(SECOND)
-	$(RUN) -m checkpoint.reading --model $(RUNS)/second --data_dir $(DATA) --output_dir $(RUNS)/reading $(READING)
+	$(call ONCE,$(RUNS)/reading) $(RUN) -m checkpoint.reading --model $(RUNS)/second --data_dir $(DATA) \
+		--output_dir $(RUNS)/reading $(READING)
 	$(RUN) -m checkpoint.practice --model $(RUNS)/reading --data_dir $(DATA) $(OTHER) --output_dir $(RUNS)/practice $(PRACTICE)
-	$(RUN) -m checkpoint.reading --again --model $(RUNS)/practice --data_dir $(DATA) --output_dir $(RUNS)/again $(AGAIN)
-	$(RUN) -m checkpoint.publish --model $(RUNS)/again --output_dir $(TARGET)
+	$(call ONCE,$(RUNS)/again) $(RUN) -m checkpoint.reading --again --model $(RUNS)/practice --data_dir $(DATA) \
+		--output_dir $(RUNS)/again $(AGAIN)
+	test -f $(RUNS)/again/published || $(RUN) -m checkpoint.publish --model $(RUNS)/again --output_dir $(TARGET)
+	touch $(RUNS)/again/published
 	$(RUN) -m baselines.linear_head --model $(TARGET) --data_dir $(DATA) --calibrate --output $(RUNS)/linear_head $(HEAD)
 	$(RUN) evaluate_au.py --model $(TARGET) --dataset synthetic_facs --data_dir $(DATA) --calibrate --update_card \
 		--output $(RUNS)/evaluation_facs

@@ -86,6 +86,24 @@ def test_a_make_variable_has_one_meaning():
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
 
 
+def test_a_checkpoint_goes_on_without_making_anew_what_later_stages_began_with(tmp_path):
+    (tmp_path / "installed").touch()
+    told = {"VENV": tmp_path, "RUN": "echo", "RUNS": tmp_path, "TARGET": tmp_path / "published", "FAST": "false"}
+    command = ["make", "-s", "checkpoint", *(f"{name}={value}" for name, value in told.items())]
+
+    def stages() -> list[str]:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return re.findall(r"-m (?:checkpoint|baselines)\.(\w+)", done.stdout)
+
+    (tmp_path / "again").mkdir()  # which the stage of this name makes
+    first = stages()
+    assert first.count("reading") == 2 and first.count("publish") == 1
+    for name in ("start", "reading", "again"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "processor_config.json").touch()
+    assert stages() == [stage for stage in first if stage not in ("assemble", "reading", "publish")]
+
+
 def test_the_tree_stays_small():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

@@ -102,7 +102,7 @@ def _task(task: str, result: dict, answers: Answers, protocol: str, evaluation_s
         f"labels left out. Protocol: {escape(protocol)}. Intervals: 95 %, from resampling people. Baselines are made "
         "of the very labels they are scored on, to their advantage.</p>",
         _means(task, result),
-        *(f"<p class=note>{escape(line)}</p>" for line in remarks(result["rows"][MODEL])),
+        *(f"<p class=note>{escape(line)}</p>" for line in remarks(result["rows"][answered_row(result["rows"])])),
         *(f"<p><strong>{escape(line)}</strong></p>" for line in verdicts(result)),
         _figure(pictures.bars(result, main), f"{NAMES[main]} of each Action Unit; black: their mean."),
     ]

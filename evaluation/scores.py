@@ -126,8 +126,8 @@ def score_row(
 
     Returns:
         `dict`: `mean` and `action_units` (by unit), each score as `{"value", "low", "high"}` with a 95 % interval over
-        people (ROC-AUC and average precision have none); `spread`, the standard deviation of the folds' means;
-        `pooled`, the means with all folds taken together; `degenerate`, by unit, remarks of the metric on any fold.
+        people; `spread`, the standard deviation of the folds' means; `pooled`, the means with all folds taken
+        together; `degenerate`, by unit, remarks of the metric on any fold.
     """
     numbers = np.unique(answers.folds).tolist()
     folds = [_compute(answers, values, probabilities, answers.folds == fold) for fold in numbers]

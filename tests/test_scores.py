@@ -258,6 +258,14 @@ def test_our_rows_alone_stand_out(tmp_path):
     assert f"<tr class=ours><td>{MODEL}</td>" in page and f"<tr><td>{MODEL}-before</td>" in page
 
 
+def test_remarks_in_the_report_are_about_the_answers_that_it_shows(tmp_path):
+    ours, settings = {"detection": make_answers()}, SETTINGS | {"decision": "mode", "readout": "exact"}
+    always = {0: {"detection": {"thresholds": dict.fromkeys(ours["detection"].action_units, 0.0)}}}
+    always[0]["detection"] |= {"temperature": 1.0, "fitted_on": []}
+    results = summarise(ours, settings, "c", always, resamples=2)
+    assert "always predicted" in write_report(results, ours, tmp_path).read_text()
+
+
 def test_one_person_tells_nothing_of_others():
     for task in ("detection", "intensity"):
         ours, theirs = (make_answers(task, people=1, noise=noise) for noise in (0.5, 3))

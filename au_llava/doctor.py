@@ -13,7 +13,7 @@ from PIL import Image
 
 from . import FacialActionUnitPipeline, __version__
 from .action_units import TASKS
-from .face_alignment import find_faces
+from .face_alignment import GET_SCRFD, find_faces
 from .photos import detector_name, load_pipeline, questions, recognize
 
 
@@ -32,6 +32,7 @@ def run(arguments: Namespace) -> int:
     sound = (
         "found" if shutil.which("ffmpeg") else "missing; without it films have no sound: install it for your system"
     )
+    print(_package(["gradio"], 'without it there is no web page: pip install "au-llava[app]"'))
     print(f"  {'ffmpeg':<16} {sound}")
     print("\nChecks")
     load = cache(lambda: load_pipeline(arguments.model, arguments.device))
@@ -46,11 +47,11 @@ def run(arguments: Namespace) -> int:
     return 0 if all(good) else 1
 
 
-def _package(names: list[str]) -> str:
+def _package(names: list[str], remedy: str = "") -> str:
     for name in names:
         with suppress(PackageNotFoundError):
             return f"  {name:<16} {version(name)}"
-    return f"  {names[0]:<16} missing; mend: pip install {names[0]}"
+    return f"  {names[0]:<16} missing; {remedy or f'mend: pip install {names[0]}'}"
 
 
 def _report(name: str, check: Callable[[], str]) -> bool:
@@ -80,7 +81,8 @@ def _faces(detector: str) -> str:
     faces = find_faces(_astronaut(), detector)
     if not faces:
         raise RuntimeError("no face found in a photograph that has one; try --detector scrfd.")
-    return f"{detector_name(faces)}: {len(faces)} found in a photograph of one person"
+    found = f"{detector_name(faces)}: {len(faces)} found in a photograph of one person"
+    return f"{found}. {GET_SCRFD}" if faces[0].box and not faces[0].points else found
 
 
 def _recognition(pipe: FacialActionUnitPipeline) -> str:

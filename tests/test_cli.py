@@ -705,6 +705,8 @@ def test_doctor_tells_what_works_and_how_to_mend(au):
     assert code == 0 and "48 answers to 3 questions" in out and "torch" in out
     code, out, _ = au("doctor", model="no/such/folder")
     assert code == 1 and "FAILED  model" in out and "save_pretrained" in out and "ok      faces" in out
+    cascade = au("doctor", "--detector", "cascade", model="no/such/folder")[1]
+    assert "found in a photograph of one person. Set AU_LLAVA_SCRFD to an SCRFD .onnx file" in cascade
 
 
 @pytest.mark.parametrize("there", ["opencv-python", "opencv-python-headless", None])
@@ -718,3 +720,14 @@ def test_doctor_is_content_with_either_opencv(au, monkeypatch, there):
     out = au("doctor", model="no/such/folder")[1]
     found = [line.split() for line in out.splitlines() if "opencv" in line]
     assert found == [[there, "5.0"]] if there else "opencv-python    missing; mend: pip install opencv-python\n" in out
+
+
+def test_doctor_says_what_the_web_page_lacks(au, monkeypatch):
+    def version(name):
+        if name == "gradio":
+            raise PackageNotFoundError(name)
+        return "5.0"
+
+    monkeypatch.setattr("au_llava.doctor.version", version)
+    out = au("doctor", model="no/such/folder")[1]
+    assert 'gradio           missing; without it there is no web page: pip install "au-llava[app]"\n' in out

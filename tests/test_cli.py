@@ -705,7 +705,7 @@ def test_doctor_tells_what_works_and_how_to_mend(au):
     assert code == 0 and "48 answers to 3 questions" in out and "torch" in out
     code, out, _ = au("doctor", model="no/such/folder")
     assert code == 1 and "FAILED  model" in out and "save_pretrained" in out and "ok      faces" in out
-    cascade = au("doctor", "--detector", "cascade", model="no/such/folder")[1]
+    cascade = au("doctor", model="no/such/folder", detector="cascade")[1]
     assert "found in a photograph of one person. Set AU_LLAVA_SCRFD to an SCRFD .onnx file" in cascade
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import cover, select
+from au_llava.datasets_scripts.preparation import count
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
@@ -50,13 +51,6 @@ from evaluation.table import task_table
 
 
 _ASKED = ("fold", "limit", "tasks", "readout", "mirror")  # less than everything, or not as users are answered
-
-
-def count(text: str) -> int:
-    """How many, 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)
 
 
 def arguments() -> argparse.Namespace:

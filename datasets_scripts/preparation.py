@@ -260,8 +260,8 @@ def digest_code(*modules: ModuleType) -> str:
     return digest([ast.dump(ast.parse(inspect.getsource(module))) for module in modules])
 
 
-def _count(text: str) -> int:
-    """How many, 1 or more."""
+def count(text: str) -> int:
+    """An option's number of things, 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
     return int(text)
@@ -274,8 +274,8 @@ def preparation_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", type=Path, required=True, help=where)
     parser.add_argument("--output_dir", type=Path, required=True, help="where crops and report go")
     parser.add_argument("--detector", default="auto", help="scrfd, cascade, auto, none, or the path of an SCRFD model")
-    parser.add_argument("--workers", type=_count, default=os.cpu_count(), help="processes")
-    parser.add_argument("--limit", type=_count, help="at most so many frames in all, for a quick look")
+    parser.add_argument("--workers", type=count, default=os.cpu_count(), help="processes")
+    parser.add_argument("--limit", type=count, help="at most so many frames in all, for a quick look")
     damaged = "leave frames with damaged labels out; of DISFA, the labels alone"
     parser.add_argument("--skip_bad_labels", action="store_true", help=damaged)
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the result; the repository is private")

@@ -159,6 +159,17 @@ def has_folds(dataset: str, protocol: str) -> bool:
     return not is_own(dataset) and dataset not in RENDERED and not leaks(dataset, protocol)
 
 
+def folds_of(dataset: str, protocol: str, fold: int | None = None) -> tuple[int, ...]:
+    """The numbers of a set's test folds, of one that is asked for, or 0 where there is one test split.
+
+    >>> folds_of("bp4d", "standard"), folds_of("bp4d", "standard", 2), folds_of("csv", "standard")
+    ((1, 2, 3), (2,), (0,))
+    """
+    if not has_folds(dataset, protocol):
+        return (0,)
+    return (fold,) if fold else (1, 2, 3)
+
+
 def is_own(dataset: str) -> bool:
     """Whether someone brought the data set.
 
@@ -242,7 +253,7 @@ def read_set(
     if is_own(dataset):
         return _read_own(str(data_dir), split, limit)
     parts = []
-    for number in (0,) if single else (fold,) if fold else (1, 2, 3):
+    for number in folds_of(dataset, protocol, fold):
         config = "config_name=paper" if single else f"config_name=fold{number}"
         if dataset == "feafa" and not single:
             config = f"config_name=subject&fold={number}"

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from .data import HELD_OUT, RENDERED, EvaluationSet, is_own, leaks, read_set, same_people
+from .data import HELD_OUT, RENDERED, EvaluationSet, folds_of, is_own, leaks, read_set, same_people
 from .predict import of_fold
 
 
@@ -43,12 +43,11 @@ def people_apart(
     Raises:
         ValueError: The model of a fold was trained on everyone.
     """
-    if dataset in RENDERED:
+    numbers = folds_of(dataset, protocol, fold)
+    known = {number: held_out(of_fold(model, number), same_people(dataset)[0]) for number in numbers}
+    if dataset in RENDERED or None in known.values():
         return read_set(dataset, data_dir, "validation", protocol, fold)
     train = read_set(dataset, data_dir, "train", protocol, fold)
-    known = {number: held_out(of_fold(model, number), same_people(dataset)[0]) for number in train.people()}
-    if None in known.values():
-        return read_set(dataset, data_dir, "validation", protocol, fold)
     for number, people in train.people().items():
         if not people & {*known[number]}:
             raise ValueError(

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-MODULES := action_units.py answers_au_llava.py arguments.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
+MODULES := action_units.py answers_au_llava.py arguments.py backbones_au_llava.py configuration_au_llava.py modeling_au_llava.py processing_au_llava.py readout_au_llava.py \
 	recognition_au_llava.py grammar_au_llava.py evidence_au_llava.py templates_au_llava.py pipeline_au_llava.py face_alignment.py drawing.py losses.py \
 	shared_prefix.py trainer.py trained_weights.py training_rows.py adapters.py au_llava/*.py
 DATA ?= data/synthetic

@@ -6,26 +6,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaPreTrainedModel,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
 
+from .backbones_au_llava import black_patches, load_language_model, load_vision_tower, patches_of
 from .configuration_au_llava import ACCESS, AuLlavaConfig
-from .face_alignment import CROP_SIZE
 from .readout_au_llava import ReadoutMixin
-
-
-logger = logging.get_logger(__name__)
 
 
 class AuLlavaModel(LlavaModel):
@@ -50,10 +43,10 @@ class AuLlavaModel(LlavaModel):
         # LlavaModel.__init__ would build its own two-layer projector, and the language model with it.
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = nn.Linear(  # type: ignore[assignment]
-            config.vision_config.hidden_size, config.text_config.hidden_size
-        )
         self.language_model = AutoModel.from_config(config.text_config)
+        self.multi_modal_projector = nn.Linear(  # type: ignore[assignment]
+            config.vision_config.hidden_size, self.language_model.get_input_embeddings().embedding_dim
+        )
         self.post_init()
 
     def train(self, mode: bool = True) -> "AuLlavaModel":
@@ -61,26 +54,6 @@ class AuLlavaModel(LlavaModel):
         super().train(mode)
         self.vision_tower.train(mode and any(weight.requires_grad for weight in self.vision_tower.parameters()))
         return self
-
-    def patch_features(self, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the vision tower says of each patch, without class and register tokens.
-
-        Args:
-            states (`torch.Tensor`): The tower's `last_hidden_state`: `(batch, tokens, vision_hidden_size)`, or a map
-                `(batch, vision_hidden_size, rows, columns)`.
-            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): The pictures that it saw.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`; a `ValueError` if tokens are fewer.
-        """
-        if states.ndim == 4:  # of convolutional encoders
-            return states.flatten(2).transpose(1, 2)
-        rows, columns = (size // self.config.vision_config.patch_size for size in pixel_values.shape[-2:])
-        if states.shape[1] < rows * columns:  # as ViTMAE, which hides most
-            raise ValueError(
-                f"Of {rows * columns} patches the vision tower tells {states.shape[1]}; it must tell all."
-            )
-        return states[:, -rows * columns :]  # class and register tokens, if there are any, come before
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Encode images and project their patches into the language model's space.
@@ -99,7 +72,7 @@ class AuLlavaModel(LlavaModel):
         outputs = self.vision_tower(seen, return_dict=True)
         # The last hidden state has passed the encoder's final norm. Stock LLaVA reads `hidden_states`, which for
         # DINOv2 has not, and would leave the trained norm out.
-        patches = self.patch_features(outputs.last_hidden_state, seen)
+        patches = patches_of(outputs.last_hidden_state, seen, self.config.vision_config)
         patches = patches.unflatten(0, (-1, len(pixel_values))).mean(0)  # over the looks
         outputs.pooler_output = list(self.multi_modal_projector(patches))
         return outputs
@@ -150,8 +123,12 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
     def __init__(self, config: AuLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)
         self.model = AuLlavaModel(config)
-        text = config.text_config
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
+        language = self.model.language_model
+        words = language.get_input_embeddings()
+        self.lm_head = nn.Linear(words.embedding_dim, words.num_embeddings, bias=config.lm_head_bias)
+        # LLaVA ties to `embed_tokens`, as Llama calls it; GPT-2, OPT, BLOOM and Falcon have other names for it.
+        name = next(name for name, part in language.named_modules() if part is words)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
         self.post_init()
 
     @classmethod
@@ -179,7 +156,8 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
             [`AuLlavaForConditionalGeneration`]; its processor comes from [`AuLlavaProcessor.from_backbones`].
 
         Raises:
-            ValueError: The language model's embeddings cannot be tied to its head here.
+            ValueError: The encoder cannot be asked about each patch of a picture, or its weights are not there; or
+                the language model keeps a state in place of keys and values.
 
         Example:
 
@@ -191,25 +169,13 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         >>> model.config.image_token_id, model.get_input_embeddings().num_embeddings
         (99, 100)
         """
-        access = {name: kwargs[name] for name in ACCESS if name in kwargs}
-        making = {name: kwargs[name] for name in kwargs if name == "trust_remote_code" or name not in ACCESS}
-        if isinstance(vision, str):
-            vision_config = AutoConfig.from_pretrained(vision, **access)
-            if "vision_config" in vision_config.sub_configs:
-                vision_config = vision_config.vision_config  # CLIP or SigLIP: only the image side is wanted
-            vision_tower = AutoModel.from_pretrained(vision, config=vision_config, **kwargs)
-        else:
-            vision_tower = AutoModel.from_config(vision, **making)
+        vision_tower = load_vision_tower(vision, **kwargs)
+        language_model = load_language_model(language, gguf_file, **kwargs)
         if isinstance(language, str):
-            language_model = AutoModelForCausalLM.from_pretrained(language, gguf_file=gguf_file, **kwargs)
+            access = {name: kwargs[name] for name in ACCESS if name in kwargs}
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **access)
-        else:
-            language_model = AutoModelForCausalLM.from_config(language, **making)
-        _check_language(language_model)
         if vision_tower.dtype != language_model.dtype:  # as each is stored: DINOv2 in float32, Vicuna in float16
             vision_tower.to(language_model.dtype)
-        if not hasattr(vision_tower.config, "hidden_size"):  # of convolutional encoders
-            vision_tower.config.hidden_size = vision_tower.config.hidden_sizes[-1]
         vocabulary = language_model.config.vocab_size
         if tokenizer is None:
             image_token_id = vocabulary
@@ -233,7 +199,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.model.language_model = language_model.base_model
         model.model.multi_modal_projector = nn.Linear(
             vision_tower.config.hidden_size,
-            language_model.config.hidden_size,
+            language_model.get_input_embeddings().embedding_dim,
             dtype=language_model.dtype,
             device=vision_tower.device,
         )
@@ -242,10 +208,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.generation_config = language_model.generation_config
         if image_token_id >= vocabulary:
             model.resize_token_embeddings(image_token_id + 1)
-        try:
-            model.config.image_seq_length = model.count_patches(CROP_SIZE)
-        except (ValueError, RuntimeError):  # CLIP, SigLIP and ViT take pictures of one size alone
-            model.config.image_seq_length = model.count_patches(vision_tower.config.image_size)
+        model.config.image_seq_length = len(black_patches(vision_tower))
         return model
 
     @torch.no_grad()
@@ -271,28 +234,6 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         # Where `self.model` was saved by itself, it stands in the config of both as what AutoModel opens.
         self.config.auto_map["AutoModel"] = "modeling_au_llava.AuLlavaForConditionalGeneration"
         super().save_pretrained(save_directory, **kwargs)
-
-
-def _check_language(model: PreTrainedModel) -> None:
-    """See that a language model says here what it says by itself.
-
-    Raises:
-        ValueError: Its head is tied to embeddings that are not where they would be looked for.
-    """
-    config = model.config
-    if config.tie_word_embeddings and "embed_tokens" not in dict(model.base_model.named_children()):
-        raise ValueError(
-            f"{config.model_type} ties its head to embeddings that are not called embed_tokens; take another language "
-            "model, such as Llama, Qwen, Mistral or Gemma, or one whose head has weights of its own."
-        )
-    usual = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
-    settings = usual | config.to_dict()
-    for name, nothing in usual.items():
-        if (value := settings[name]) != nothing:
-            logger.warning(
-                f"{config.model_type} has {name}={value}, which is left out here: until it has been trained, it is "
-                "surer or less sure of each token than by itself."
-            )
 
 
 AuLlavaModel.register_for_auto_class("AutoModel")

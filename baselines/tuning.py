@@ -7,6 +7,7 @@ from torch import nn
 from tqdm import tqdm
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from au_llava.backbones_au_llava import patches_of
 from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
 from checkpoint.cost import operations
 from checkpoint.pretrain import fast_in_bfloat16
@@ -19,7 +20,7 @@ def mean_features(model: AuLlavaForConditionalGeneration, pixels: torch.Tensor) 
     """`(pictures, width)`: the mean over patches of what the projector reads."""
     pixels = pixels.to(model.device, model.dtype)
     states = model.model.vision_tower(pixels).last_hidden_state
-    return model.model.patch_features(states, pixels).mean(1).float()
+    return patches_of(states, pixels, model.config.vision_config).mean(1).float()
 
 
 def augmented(pictures: EvaluationSet, rows: list[int], generator: np.random.Generator) -> tuple[list, torch.Tensor]:

@@ -12,21 +12,30 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitImageProcessorPil,
+    BloomConfig,
     CLIPVisionConfig,
     ConvNextV2Config,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
+    MambaConfig,
+    MobileNetV2Config,
+    OPTConfig,
     PhiConfig,
     Qwen2Config,
     ResNetConfig,
+    SamVisionConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
+    SwinConfig,
     ViTConfig,
     ViTMAEConfig,
 )
@@ -81,6 +90,9 @@ def test_config_takes_objects_and_dicts_and_round_trips(tmp_path):
         (CLIPVisionConfig(**VISION, **SQUARE), 16),
         (SiglipVisionConfig(**VISION, **SQUARE), 16),
         (ConvNextV2Config(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1]), 49),
+        (DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1]), 49),
+        (SwinConfig(embed_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]), 49),
+        (MobileNetV2Config(depth_multiplier=0.25), 49),
         (Dinov2Config(**VISION, image_size=518, patch_size=56), 16),
     ],
     ids=lambda value: getattr(value, "model_type", value),
@@ -129,23 +141,36 @@ def test_any_language_model_generates(language):
     assert new.shape == (2, inputs["input_ids"].shape[1] + 5)
 
 
-def test_a_language_model_that_would_not_fit_is_refused():
-    vision = Dinov2Config(**VISION, **SQUARE)
-    gpt2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99}
-    with pytest.raises(ValueError, match="gpt2 ties its head to embeddings that are not called embed_tokens"):
-        AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**gpt2))
-    model = AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**gpt2, tie_word_embeddings=False))
-    assert model(**prompt(model)).logits.shape[-1] == 100
+def test_a_language_model_with_a_state_is_refused():
+    with pytest.raises(ValueError, match="mamba keeps a state in place of keys and values"):
+        mamba = MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=99)
+        AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), mamba)
 
 
 def test_an_encoder_that_hides_patches_is_refused():
-    with pytest.raises(ValueError, match="Of 16 patches the vision tower tells 5; it must tell all"):
+    with pytest.raises(ValueError, match="vit_mae cannot be the vision tower.* Of 16 patches .* tells 5"):
         AuLlavaForConditionalGeneration.from_backbones(ViTMAEConfig(**VISION, **SQUARE), LlamaConfig(**TEXT))
+
+
+def test_an_encoder_that_wants_more_than_a_picture_or_tells_of_it_elsewhere_is_refused():
+    naflex = Siglip2VisionConfig(**VISION, patch_size=56)
+    with pytest.raises(ValueError, match="siglip2_vision_model cannot be the vision tower, which is given square"):
+        AuLlavaForConditionalGeneration.from_backbones(naflex, LlamaConfig(**TEXT))
+    sam = SamVisionConfig(**VISION, **SQUARE, output_channels=16)
+    with pytest.raises(ValueError, match="sam_vision_model has a hidden_size of 32, but tells 16 numbers of each"):
+        AuLlavaForConditionalGeneration.from_backbones(sam, LlamaConfig(**TEXT))
+
+
+def test_an_encoder_inside_another_model_is_refused_and_not_made_up(tmp_path):
+    llava = LlavaConfig(vision_config=CLIPVisionConfig(**VISION, **SQUARE), text_config=LlamaConfig(**TEXT))
+    LlavaForConditionalGeneration(llava).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} keeps no weights where clip_vision_model looks for them; give"):
+        AuLlavaForConditionalGeneration.from_backbones(str(tmp_path), LlamaConfig(**TEXT))
 
 
 def test_what_a_language_model_does_to_its_scores_is_told(caplog):
     granite = GraniteConfig(**TEXT, num_key_value_heads=2, logits_scaling=8.0)
-    with caplog.at_level(logging.WARNING, logger="au_llava.modeling_au_llava"):
+    with caplog.at_level(logging.WARNING, logger="au_llava.backbones_au_llava"):
         AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), granite)
     assert "granite has logits_scaling=8.0, which is left out here" in caplog.text
 
@@ -234,14 +259,24 @@ def test_the_image_token_gets_a_row_of_its_own():
     assert model.config.text_config.vocab_size == 100
 
 
-def test_tied_embeddings_stay_tied(tmp_path):
-    text = LlamaConfig(**TEXT, tie_word_embeddings=True)
-    model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), text)
+@pytest.mark.parametrize(
+    "language",
+    [
+        LlamaConfig(**TEXT, tie_word_embeddings=True),
+        GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99),
+        BloomConfig(hidden_size=32, n_layer=1, n_head=2, vocab_size=99),
+        OPTConfig(**TEXT, ffn_dim=64, word_embed_proj_dim=16),  # embeddings narrower than the layers
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_tied_embeddings_stay_tied(tmp_path, language):
+    model = AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), language).eval()
+    model.lm_head.weight.data.normal_()  # small ones would hide which weights are used
     assert model.lm_head.weight is model.get_input_embeddings().weight
     model.save_pretrained(tmp_path)
     again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert again.lm_head.weight is again.get_input_embeddings().weight
-    torch.testing.assert_close(again(**prompt(again)).logits, model.eval()(**prompt(model)).logits)
+    torch.testing.assert_close(again(**prompt(again)).logits, model(**prompt(model)).logits)
 
 
 def test_a_model_whose_core_was_saved_alone_is_still_opened_whole(model, tmp_path):

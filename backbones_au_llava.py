@@ -1,0 +1,143 @@
+"""The two backbones that an AU-LLaVA joins: loaded, and looked over before they are joined."""
+
+import math
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_au_llava import ACCESS
+from .face_alignment import CROP_SIZE
+
+
+logger = logging.get_logger(__name__)
+
+
+def load_vision_tower(vision: str | PreTrainedConfig, **kwargs) -> PreTrainedModel:
+    """A vision encoder, which knows afterwards how wide its patches are (`config.hidden_size`).
+
+    Args:
+        vision (`str` or `PreTrainedConfig`): Hub id or folder; of CLIP and SigLIP only the image side is taken. A
+            config gives random weights.
+        kwargs: As those of [`AuLlavaForConditionalGeneration.from_backbones`].
+
+    Raises:
+        ValueError: None of its weights are there, as where it is a part of a larger model; or it cannot be asked
+            about each patch of a picture.
+    """
+    if isinstance(vision, str):
+        config = AutoConfig.from_pretrained(vision, **_access(kwargs))
+        if "vision_config" in config.sub_configs:
+            config = config.vision_config
+        tower, report = AutoModel.from_pretrained(vision, config=config, output_loading_info=True, **kwargs)
+        if report["missing_keys"] >= dict(tower.named_parameters()).keys():
+            raise ValueError(
+                f"{vision} keeps no weights where {config.model_type} looks for them; give the vision encoder by "
+                "itself, not a model that it is a part of."
+            )
+    else:
+        tower = AutoModel.from_config(vision, **_making(kwargs))
+    width = black_patches(tower).shape[-1]
+    if (named := tower.config.to_dict().get("hidden_size", width)) != width:
+        raise ValueError(
+            f"{tower.config.model_type} has a hidden_size of {named}, but tells {width} numbers of each patch; take "
+            "another encoder, such as DINOv2, CLIP, SigLIP, Swin or ConvNeXt."
+        )
+    tower.config.hidden_size = width  # which convolutional encoders call by other names
+    return tower
+
+
+def load_language_model(language: str | PreTrainedConfig, gguf_file: str | None = None, **kwargs) -> PreTrainedModel:
+    """A causal language model, with its head.
+
+    Args:
+        language (`str` or `PreTrainedConfig`): Hub id or folder; a config gives random weights.
+        gguf_file (`str`, *optional*): The GGUF file inside the folder `language`.
+        kwargs: As those of [`AuLlavaForConditionalGeneration.from_backbones`].
+
+    Raises:
+        ValueError: It keeps a state in place of keys and values, which cannot go back to an earlier token.
+    """
+    if isinstance(language, str):
+        model = AutoModelForCausalLM.from_pretrained(language, gguf_file=gguf_file, **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_config(language, **_making(kwargs))
+    config = model.config
+    if model._is_stateful:
+        raise ValueError(
+            f"{config.model_type} keeps a state in place of keys and values, so answers cannot be drafted and "
+            "verified; take a language model that attends in every layer, such as Llama, Qwen, Mistral or Gemma."
+        )
+    usual = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
+    settings = usual | config.to_dict()
+    for name, nothing in usual.items():
+        if (value := settings[name]) != nothing:
+            logger.warning(
+                f"{config.model_type} has {name}={value}, which is left out here: until it has been trained, it is "
+                "surer or less sure of each token than by itself."
+            )
+    return model
+
+
+def patches_of(states: torch.Tensor, pixel_values: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """What a vision tower says of each patch, without class and register tokens.
+
+    Args:
+        states (`torch.Tensor`): The tower's `last_hidden_state`: `(batch, tokens, vision_hidden_size)`, or a map
+            `(batch, vision_hidden_size, rows, columns)`.
+        pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): The pictures that it saw.
+        config (`PreTrainedConfig`): The tower's.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`.
+
+    Raises:
+        ValueError: The tower tells of fewer patches than there are.
+    """
+    if states.ndim == 4:  # of convolutional encoders
+        return states.flatten(2).transpose(1, 2)
+    told = states.shape[1]
+    if "depths" in vars(config):  # from stage to stage Swin and Hiera join patches; those of a square are left
+        patches = math.isqrt(told) ** 2
+    else:
+        rows, columns = (size // config.patch_size for size in pixel_values.shape[-2:])
+        patches = rows * columns
+    if told < patches:  # as ViTMAE, which hides most
+        raise ValueError(f"Of {patches} patches the vision tower tells {told}; it must tell all.")
+    return states[:, -patches:]  # class and register tokens, if there are any, come before
+
+
+@torch.no_grad()
+def black_patches(tower: PreTrainedModel) -> torch.Tensor:
+    """What a vision tower says of the patches of a black crop.
+
+    Returns:
+        `torch.Tensor` of shape `(patches, vision_hidden_size)`: of a crop of 224 pixels, or of the one size that it
+        takes, as CLIP, SigLIP and ViT do.
+
+    Raises:
+        ValueError: It wants more than a picture, or does not tell of each patch.
+    """
+    sides: list[Any] = [CROP_SIZE, tower.config.to_dict().get("image_size")]
+    faults = []
+    for side in sides:
+        try:
+            crop = torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device)
+            return patches_of(tower(crop).last_hidden_state, crop, tower.config)[0]
+        except (AttributeError, RuntimeError, TypeError, ValueError) as fault:
+            faults.append(fault)
+    raise ValueError(
+        f"{tower.config.model_type} cannot be the vision tower, which is given square pictures (batch, 3, side, side) "
+        f"and tells of each patch: {faults[0]}"
+    ) from faults[0]
+
+
+def _access(kwargs: dict) -> dict:
+    """Those arguments that say how files are come by."""
+    return {name: kwargs[name] for name in ACCESS if name in kwargs}
+
+
+def _making(kwargs: dict) -> dict:
+    """Those arguments that a model made from a configuration takes."""
+    return {name: kwargs[name] for name in kwargs if name == "trust_remote_code" or name not in ACCESS}

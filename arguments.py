@@ -16,15 +16,16 @@ TOWERS = {"both": ("vision_tower", "language_model"), "encoder": ("vision_tower"
 LORA_TARGETS = {name: rf".*({'|'.join(towers)}){_ATTENTION}" for name, towers in TOWERS.items()}
 
 
-# Fields of TRL's that would be passed over in silence, or spoil what a run leaves: the usual value, and what to do.
-_PASSED_OVER = {
-    "resume_from_checkpoint": (None, "a run goes on from its output_dir by itself, see resume"),
-    "save_only_model": (False, "no run goes on from a checkpoint without its optimizer; save_total_limit saves room"),
-    "data_seed": (None, "seed says in what order rows are drawn, too"),
-    "label_smoothing_factor": (0.0, "soft_digits spreads labels to their neighbours"),
-    "completion_only_loss": (None, "the loss is on answers alone"),
-    "train_sampling_strategy": ("random", "rows are drawn in random order, with shared_prefix by question"),
-    "pad_to_multiple_of": (None, "batches are as long as their longest question and answer"),
+# Fields of TRL's that would be passed over in silence, or spoil what a run leaves: the usual values, and what to do.
+_PASSED_OVER: dict[str, tuple[tuple, str]] = {
+    "resume_from_checkpoint": ((None,), "a run goes on from its output_dir by itself, see resume"),
+    "save_only_model": ((False,), "no run goes on from a checkpoint without its optimizer; save_total_limit helps"),
+    "data_seed": ((None,), "seed says in what order rows are drawn, too"),
+    "label_smoothing_factor": ((0.0,), "soft_digits spreads labels to their neighbours"),
+    "completion_only_loss": ((None, True), "the loss is on answers alone"),
+    "loss_type": (("nll",), "the loss is a cross entropy, which soft_digits, rare_weight and format_weight change"),
+    "train_sampling_strategy": (("random",), "rows are drawn in random order, with shared_prefix by question"),
+    "pad_to_multiple_of": ((None,), "batches are as long as their longest question and answer"),
 }
 
 
@@ -152,14 +153,8 @@ def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, 
     if arguments.lora and arguments.freeze:
         raise ValueError("freeze is for training without LoRA, which moves nothing but itself and the projector.")
     for name, (usual, remedy) in _PASSED_OVER.items():
-        if (value := getattr(training, name)) != usual:
+        if (value := getattr(training, name)) not in usual:
             raise ValueError(f"{name} is {value!r}, and would do nothing or harm: {remedy}.")
-    weighed = arguments.soft_digits or arguments.rare_weight or arguments.format_weight != 1
-    if weighed and training.loss_type != "nll":
-        raise ValueError(
-            f"loss_type is {training.loss_type!r}, but soft_digits, rare_weight and format_weight have a loss of "
-            "their own; leave it out, or these three."
-        )
     if training.ddp_find_unused_parameters is None and not arguments.lora:
         # On some weights of an encoder no patch depends, such as DINOv2's mask token or a pooling head. DDP would wait
         # for their gradients; transformers lets it, where activations are computed again.

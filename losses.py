@@ -5,7 +5,8 @@ place of a 5 is nearer than a 0; most faces show few Action Units, so answering 
 commas and points are known after a few steps. [`AnswerTargets`] puts this into weights and soft targets for the
 answer's tokens, and [`AnswerTrainer`] trains on them.
 
-With every setting at its default the loss is that of TRL's `SFTTrainer`.
+With every setting at its default the loss is that of TRL's `SFTTrainer`, which scores every word at every place of a
+batch where it finds no Triton; [`AnswerTrainer`] scores the answers' places alone.
 """
 
 from collections import Counter
@@ -193,16 +194,19 @@ def answer_loss(
 
 
 class AnswerTrainer(AuLlavaTrainer):
-    """[`AuLlavaTrainer`], which takes the loss of [`answer_loss`] for batches that come with [`AnswerTargets`]."""
+    """[`AuLlavaTrainer`] with the loss of [`answer_loss`]; without [`AnswerTargets`] each token counts the same."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "token_weights" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = dict(inputs)
-        labels, weights, soft, tokens = (
-            inputs.pop(name) for name in ("labels", "token_weights", "soft_targets", "soft_tokens")
-        )
+        labels = inputs["labels"]
         learnt = labels != -100
+        plain = {
+            "token_weights": learnt.float(),
+            "soft_targets": torch.zeros(*labels.shape, 0, device=labels.device),
+            "soft_tokens": labels.new_zeros(len(labels), 0),
+        }
+        inputs = plain | dict(inputs)
+        del inputs["labels"]
+        weights, soft, tokens = (inputs.pop(name) for name in plain)
         answer = labels.shape[1] - int(learnt.any(0).int().argmax())  # places from the first answer token to the end
         outputs = model(**inputs, use_cache=False, logits_to_keep=answer + 1)
         labels, weights, soft = labels[:, -answer:], weights[:, -answer:], soft[:, -answer:]

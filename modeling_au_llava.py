@@ -43,10 +43,11 @@ class AuLlavaModel(LlavaModel):
         # LlavaModel.__init__ would build its own two-layer projector, and the language model with it.
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        language_model = AutoModel.from_config(config.text_config)
         self.multi_modal_projector = nn.Linear(  # type: ignore[assignment]
-            config.vision_config.hidden_size, self.language_model.get_input_embeddings().embedding_dim
+            config.vision_config.hidden_size, language_model.get_input_embeddings().embedding_dim
         )
+        self.language_model = language_model
         self.post_init()
 
     def train(self, mode: bool = True) -> "AuLlavaModel":

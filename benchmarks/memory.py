@@ -1,6 +1,6 @@
 """How much GPU memory training takes, and which GPU it fits: computed from sizes, without a GPU.
 
-    python benchmarks/memory.py [--processes 8] [--text 510] [--answer 38] [--json]
+    python benchmarks/memory.py [--processes 8] [--text 510] [--answer 38] [--side 224] [--json]
 
 One training step of the paper's pair (DINOv2 ViT-L/14 and Vicuna-7B) runs on the meta device, where tensors have a
 size but no contents, with FlashAttention. What lives at the worst moment are the activations; weights, gradients and
@@ -131,7 +131,7 @@ def step(model, batch: int, text: int, answer: int, shared: bool = False, side: 
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels).backward()
 
 
-def activations(model, batch: int, text: int, answer: int, shared: bool = False) -> int:
+def activations(model, batch: int, text: int, answer: int, shared: bool = False, side: int = CROP_SIZE) -> int:
     """Bytes of a step at its worst moment, beyond weights and their gradients."""
 
     def drop(weight: torch.Tensor) -> None:
@@ -139,7 +139,7 @@ def activations(model, batch: int, text: int, answer: int, shared: bool = False)
 
     hooks = [weight.register_post_accumulate_grad_hook(drop) for weight in model.parameters() if weight.requires_grad]
     with PeakMemory() as memory:
-        step(model, batch, text, answer, shared)
+        step(model, batch, text, answer, shared, side)
     for hook in hooks:
         hook.remove()
     return memory.peak
@@ -207,14 +207,15 @@ def held(sizes: Sizes, tuning: str, strategy: str, processes: int) -> float:
     }[strategy]
 
 
-def table(processes: int, text: int, answer: int) -> list[dict]:
+def table(processes: int, text: int, answer: int, side: int) -> list[dict]:
     """A row for each way of training: bytes at rest, bytes a sample, and the largest batch that each GPU takes."""
     rows = []
     for tuning, path, checkpointing, strategies in WAYS:
         # With float32 weights the sums that run through the layers are float32, too.
         dtype = torch.float32 if tuning == "full" and "single" in strategies else torch.bfloat16
         model = build(AuLlavaConfig(), tuning != "full", checkpointing, dtype)
-        one, two = (activations(model, batch, text, answer, path == "shared prefix") for batch in (1, 2))
+        shape = (text, answer, path == "shared prefix", side)
+        one, two = (activations(model, batch, *shape) for batch in (1, 2))
         sample = two - one
         for strategy in strategies:
             rest = held(Sizes.of(model), tuning, strategy, processes) + one - sample + OVERHEAD
@@ -237,11 +238,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8, help="GPUs that DDP, FSDP2 and ZeRO spread over")
     parser.add_argument("--text", type=int, default=510, help="tokens of the prompt without the image; 12 units")
     parser.add_argument("--answer", type=int, default=38, help="tokens of the answer; 12 units of one digit")
+    parser.add_argument("--side", type=int, default=CROP_SIZE, help="pixels along a side of a picture, 14 a patch")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
 
-    rows = table(args.processes, args.text, args.answer)
-    print(f"Largest batch a GPU, {args.text} + 256 + {args.answer} tokens a sample, {args.processes} processes")
+    rows = table(args.processes, args.text, args.answer, args.side)
+    image = (args.side // AuLlavaConfig().vision_config.patch_size) ** 2
+    print(f"Largest batch a GPU, {args.text} + {image} + {args.answer} tokens a sample, {args.processes} processes")
     print(
         "| tuning | path | checkpointing | strategy | fixed GB | GB a sample | " + " | ".join(f"{g} GB" for g in GPUS)
     )

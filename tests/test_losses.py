@@ -92,6 +92,17 @@ def test_at_the_defaults_the_loss_is_the_plain_one(tokenizer, layout, mixed, tmp
         torch.testing.assert_close(gradient, results[1][1][name], atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_words_are_scored_at_the_answers_alone(tokenizer, layout, mixed, tmp_path):  # noqa: F811
+    model, places = tiny_model(copy.deepcopy(tokenizer)).train(), []
+    trainer = make_trainer(AnswerTrainer, model, layout, mixed, tmp_path)
+    trainer.model.lm_head.register_forward_hook(lambda head, given, scores: places.append(scores.shape[1]))
+    batch = DataCollatorForVisionLanguageModeling(layout, completion_only_loss=True)(copy.deepcopy(mixed))
+    first = int((batch["labels"] != -100).any(0).int().argmax())
+    trainer.compute_loss(trainer.model, batch).backward()
+    assert places == [batch["labels"].shape[1] - first + 1]
+    assert places[0] < first
+
+
 def test_the_nearer_digit_costs_less():
     logits = torch.zeros(1, 1, 6)
     table, tokens = torch.tensor([[[0.0, 0.1, 0.8, 0.1, 0.0, 0.0]]]), torch.arange(6)

@@ -574,8 +574,8 @@ def test_options_that_contradict_each_other_are_refused(run):
         run("--lora", "vision")
     with pytest.raises(ValueError, match="freeze is for training without LoRA"):
         run("--freeze", "vision_tower")
-    with pytest.raises(ValueError, match="loss_type is 'dft', but soft_digits, rare_weight and format_weight have"):
-        run("--loss_type", "dft", "--rare_weight", 0.5)
+    with pytest.raises(ValueError, match="loss_type is 'dft', and would do nothing or harm: the loss is a cross"):
+        run("--loss_type", "dft")
     with pytest.raises(ValueError, match=r"freeze names 'head', .* its parts: .*, language_model, lm_head"):
         run("--lora", "null", "--freeze", "head")
     every = ("vision_tower", "language_model", "multi_modal_projector")

@@ -9,6 +9,9 @@ import numpy as np
 
 
 RESAMPLES = 1000
+# Resamples stay between the lowest and the highest person. All of five people lie on one side of the truth one time in
+# sixteen, and fewer people more often, so that theirs can be no 95 % interval.
+LEAST_PEOPLE = 6
 _SEED = 2409
 _AT_ONCE = 2**18  # weights of pictures, 2 MB: they stay in the processor's cache
 
@@ -110,7 +113,7 @@ def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> di
         scores: [`detection_scores`] or [`intensity_scores`].
 
     Returns:
-        `dict[str, numpy.ndarray]`: For each score `(resamples, units)`, NaN if each fold has one person only.
+        `dict[str, numpy.ndarray]`: For each score `(resamples, units)`, NaN of fewer than `LEAST_PEOPLE`.
     """
     drawn = draw_people([len(fold) for fold in people], resamples)
     folds = [scores(np.tensordot(weights, fold, axes=1)) for weights, fold in zip(drawn, people, strict=True)]
@@ -118,9 +121,9 @@ def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> di
 
 
 def _of_several(drawn: list[np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Scores of resamples; NaN where each fold has one person only, for that one says nothing of others."""
-    alone = all(weights.shape[1] < 2 for weights in drawn)
-    return {name: np.full_like(score, np.nan) if alone else score for name, score in scores.items()}
+    """Scores of resamples; NaN where they are of too few people to say anything of others."""
+    few = sum(weights.shape[1] for weights in drawn) < LEAST_PEOPLE
+    return {name: np.full_like(score, np.nan) if few else score for name, score in scores.items()}
 
 
 def resample_ranks(

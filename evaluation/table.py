@@ -136,7 +136,7 @@ def verdicts(result: dict) -> list[str]:
         ours, other = (
             f"{pair[who]} ({number(pair[value])})" for who, value in (("ours", "first"), ("other", "second"))
         )
-        if not (low > 0 or high < 0):  # NaN, too: where there is one person, nothing is known of others
+        if not (low > 0 or high < 0):  # NaN, too: a few people tell nothing of others
             words = f"{ours} and {other} are not clearly apart"
         elif (low > 0) != (pair["metric"] in LESS_IS_BETTER):
             words = f"{ours} is better than {other}"

@@ -266,9 +266,10 @@ def test_remarks_in_the_report_are_about_the_answers_that_it_shows(tmp_path):
     assert "always predicted" in write_report(results, ours, tmp_path).read_text()
 
 
-def test_one_person_tells_nothing_of_others():
+@pytest.mark.parametrize("people", [1, 5])
+def test_a_few_people_tell_nothing_of_others(people):
     for task in ("detection", "intensity"):
-        ours, theirs = (make_answers(task, people=1, noise=noise) for noise in (0.5, 3))
+        ours, theirs = (make_answers(task, people=people, noise=noise) for noise in (0.5, 3))
         result = summarise({task: ours}, SETTINGS, "c", None, {"head": ({task: theirs}, {})})["tasks"][task]
         assert all(np.isnan([entry["low"], entry["high"]]).all() for entry in result["rows"][MODEL]["mean"].values())
         assert all(line.split("; ")[0].endswith("are not clearly apart") for line in verdicts(result))

@@ -112,9 +112,7 @@ class Recognition:
         Returns:
             [`Recognition`]; a `"mean"` or `"median"` is taken again from the new distributions.
         """
-        usual = 1.0 if "temperatures" in fitted else fitted.get("temperature", 1.0)
-        temperatures = [fitted.get("temperatures", {}).get(name, usual) for name in names]
-        distributions = _tempered(self.distributions, temperatures)
+        distributions = _tempered(self.distributions, temperatures_of(fitted, names))
         expected, values = distributions @ allowed, self.values
         if "thresholds" in fitted:
             limits = torch.tensor([fitted["thresholds"].get(name, 0.5) for name in names], dtype=expected.dtype)
@@ -193,6 +191,12 @@ class Recognition:
             distributions=distributions,
             evidence=evidence,
         )
+
+
+def temperatures_of(fitted: dict, names: list[str]) -> list[float]:
+    """What the distribution of each name is raised to the inverse of, as [`Recognition.calibrated`] takes it."""
+    usual = 1.0 if "temperatures" in fitted else fitted.get("temperature", 1.0)
+    return [fitted.get("temperatures", {}).get(name, usual) for name in names]
 
 
 def _tempered(distributions: torch.Tensor, temperatures: list[float]) -> torch.Tensor:

@@ -31,6 +31,7 @@ from scipy.optimize import minimize_scalar
 
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import get_task
+from au_llava.recognition_au_llava import temperatures_of
 from au_llava.templates_au_llava import write_decision_files
 
 from . import bootstrap
@@ -274,6 +275,24 @@ def fitted_to(calibrations: dict[str, dict]) -> str:
     names = ", ".join(sorted({source["dataset"] for source in sources}))
     seen = any(leaks(source["dataset"], source["protocol"]) for source in sources)
     return f"validation people of {names}, {'other frames of whom are' if seen else 'none of whom is'} tested"
+
+
+def temperatures_in_words(result: dict, form: str) -> str:
+    """The temperatures that a task's answers are scored with, each once; where there are folds, of each fold.
+
+    Args:
+        result (`dict`): A task's entry of `results.json`, with a calibration.
+        form (`str`): How numbers are written.
+
+    >>> own = {"temperature": 0.4, "temperatures": {"AU12": 0.5, "FEAFA12": 0.4}}  # the last list's first
+    >>> temperatures_in_words({"action_units": ["AU12"], "calibration": {"fitted": {"0": own}}}, ".2f")
+    '0.50'
+    """
+    fitted, words = result["calibration"]["fitted"], []
+    for fold, own in fitted.items():
+        for found in sorted(set(temperatures_of(own, result["action_units"]))):
+            words.append(f"{found:{form}}" + (f" (fold {fold})" if len(fitted) > 1 else ""))
+    return ", ".join(words)
 
 
 def apply_folds(answers: Answers, fitted: dict[int, dict]) -> Answers:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .calibration import fitted_to
+from .calibration import fitted_to, temperatures_in_words
 from .compare import COMPARED
 from .data import RENDERED, is_own
 from .scores import MODEL, answered_row, is_detection
@@ -139,7 +139,7 @@ def _calibration(tasks: dict) -> list[str]:
         found = result["calibration"]
         if found["after"] is not None:
             pairs = ((number(found["before"][name]), number(found["after"][name])) for name in ("ece", "brier"))
-            temperatures = ", ".join(f"{own['temperature']:.2f}" for own in found["fitted"].values())
+            temperatures = temperatures_in_words(result, ".2f")
             rows.append(
                 [f"`{task}`", fitted_to(found["fitted"]), temperatures, *(" to ".join(pair) for pair in pairs)]
             )

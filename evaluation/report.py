@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import faces, pictures
 from .answers import Answers
-from .calibration import apply_folds, fitted_to
+from .calibration import apply_folds, fitted_to, temperatures_in_words
 from .data import EvaluationSet
 from .scores import CALIBRATED, MODEL, OURS, answered_row, is_detection
 from .table import HEADLINES, NAMES, interval_cells, number, remarks, verdicts, with_interval
@@ -213,10 +213,7 @@ def _calibration(task: str, result: dict) -> str:
     ]
     fitted = found["fitted"]
     if fitted:
-        values = ", ".join(
-            f"{own['temperature']:g}" + (f" (fold {fold})" if len(fitted) > 1 else "") for fold, own in fitted.items()
-        )
-        note = f"Temperature {values}, fitted to {fitted_to(fitted)}."
+        note = f"Temperature {temperatures_in_words(result, 'g')}, fitted to {fitted_to(fitted)}."
     else:
         note = "No calibration is applied: the model has none, or it was fitted on these very people."
     return (
@@ -244,7 +241,7 @@ def _thresholds(result: dict, fitted: dict[str, dict]) -> str:
         (
             [
                 unit,
-                ", ".join(number(own["thresholds"].get(unit, 0.5)) for own in fitted.values()),
+                ", ".join(number(own.get("thresholds", {}).get(unit, 0.5)) for own in fitted.values()),
                 *(with_interval(row[unit]["f1"]) for row in rows),
             ],
             False,

@@ -258,6 +258,20 @@ def test_our_rows_alone_stand_out(tmp_path):
     assert f"<tr class=ours><td>{MODEL}</td>" in page and f"<tr><td>{MODEL}-before</td>" in page
 
 
+@pytest.mark.parametrize(
+    ("task", "fitted", "told"),
+    [
+        ("intensity", {"temperature": 0.4, "temperatures": dict.fromkeys(("AU1", "AU2", "AU4"), 0.5)}, 0.5),
+        ("detection", {"thresholds": {"AU1": 0.3}}, 1),  # as one may write it oneself
+    ],
+)
+def test_report_and_card_tell_the_temperature_that_was_applied(tmp_path, task, fitted, told):
+    ours, settings = {task: make_answers(task)}, SETTINGS | {"decision": "mode", "readout": "exact"}
+    results = summarise(ours, settings, "c", {0: {task: fitted}}, resamples=2)
+    assert f"Temperature {told}, fitted" in write_report(results, ours, tmp_path).read_text()
+    assert f" tested | {told:.2f} |" in update_card(results, tmp_path / "README.md").read_text()
+
+
 def test_remarks_in_the_report_are_about_the_answers_that_it_shows(tmp_path):
     ours, settings = {"detection": make_answers()}, SETTINGS | {"decision": "mode", "readout": "exact"}
     always = {0: {"detection": {"thresholds": dict.fromkeys(ours["detection"].action_units, 0.0)}}}

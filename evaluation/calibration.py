@@ -392,8 +392,12 @@ def store(fitted: dict, folder: str | Path) -> Path:
     for task, own in fitted.items():
         before = known.get(task, {})
         before = before if isinstance(before.get("fitted_on"), list) else {}
-        known[task] = own | {name: before.get(name, {}) | own[name] for name in BY_UNIT if name in own}
-        if before.get("temperatures", {}).keys() - own.get("temperatures", {}).keys():  # other units' stay
+        asked, known[task] = own.get("temperatures", {}), own.copy()
+        for name in BY_UNIT:
+            if name in own:  # a unit that now has no line, say, keeps none of older labels
+                others = {unit: found for unit, found in before.get(name, {}).items() if unit not in asked}
+                known[task][name] = others | own[name]
+        if before.get("temperatures", {}).keys() - asked.keys():  # other units' stay
             earlier = [source for source in before["fitted_on"] if source not in own["fitted_on"]]
             known[task]["fitted_on"] = earlier + own["fitted_on"]
     draft = path.with_suffix(".tmp")

@@ -372,6 +372,9 @@ def test_calibration_is_stored_with_the_processor(folder):
         "intensity": both | {"lines": {"FEAFA1": [0, 1], "AU12": [0, 3]}},
         "detection": both | {"thresholds": {"FEAFA1": 1 / 9, "AU12": 3 / 9}},
     }
+    without = {"temperature": 4.0, "temperatures": {"AU12": 4}, "lines": {}, "fitted_on": [{"dataset": "csv"}]}
+    calibration.store({"intensity": without}, folder)  # nobody showed AU12: a line of others is none of its
+    assert calibration.load(folder)["intensity"]["lines"] == {"FEAFA1": [0, 1]}
     forget(folder)
     assert json.loads(path.read_text()) == before
     assert calibration.load(None) == {}

@@ -36,7 +36,7 @@ def summarise(
         settings (`dict`): What was evaluated; kept as it is. Needs `dataset`, `protocol`, `options`, `models`.
         command (`str`): The command lines that repeat it.
         calibrations (`dict`, *optional*): By test fold, from [`calibration.load`]; adds a row, and reliability after
-            calibration and how often intervals hold the label.
+            calibration and, as far as users get them, how often intervals hold the label.
         beside (`dict`, *optional*): By name, other models' answers about the same pictures, and their calibrations: a
             row for each, and a comparison with ours, like with like.
         resamples (`int`): Of people, for the intervals.
@@ -45,6 +45,8 @@ def summarise(
     for task, raw in answers.items():
         fitted = own_people(calibrations or {}, task, origin, raw.split)
         calibrated = apply_folds(raw, fitted) if fitted else None
+        # Masses and margins go with the decision that they were fitted to; with another one users get no interval.
+        told = calibrated and all(raw.decision in ("mode", own.get("decision")) for own in fitted.values())
         others, comparisons = {}, []
         for name, (found, found_calibrations) in (beside or {}).items():
             if task not in found:
@@ -65,7 +67,7 @@ def summarise(
                 "fitted": {str(fold): values for fold, values in fitted.items()},
                 "before": reliability(raw),
                 "after": reliability(calibrated) if calibrated else None,
-                "intervals": coverage(calibrated, fitted) if calibrated else None,
+                "intervals": coverage(calibrated, fitted) if told else None,
             },
         }
     return {

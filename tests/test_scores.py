@@ -181,6 +181,9 @@ def test_intervals_hold_nine_of_ten_labels_of_other_people(task):
     if task == "intensity":  # a model that is worse at these faces, and does not know it
         unlike = calibration.apply(make_answers(task, people=60, noise=3), fitted)
         assert calibration.coverage(unlike, {0: fitted})["more"]["holds"] < 0.75
+    mean = decide(make_answers(task, people=60), "mean")  # of which the pipeline gives no interval
+    found = summarise({task: mean}, SETTINGS, "c", {0: {task: fitted}}, resamples=2)
+    assert found["tasks"][task]["calibration"]["intervals"] is None
     unlike = make_answers(task, people=60)
     del fitted["margins" if task == "intensity" else "mass"]
     assert calibration.coverage(unlike, {0: fitted}) is None

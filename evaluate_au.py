@@ -301,7 +301,7 @@ def main() -> None:
         results["formats"] = check_formats(model, processor, evaluation_set, args.formats, args.batch_size, args.tasks)
     if args.robustness:
         applied = {task: result["calibration"]["fitted"] for task, result in results["tasks"].items()}
-        results["robustness"] = curves(read_answers(harmed, args.decision), applied)
+        results["robustness"] = curves(read_answers(harmed, args.decision), applied, args.resamples)
     results["predictions"] = stamp_of(stored)
     results = asked_before(results, args.output) | results
     write_json(results, args.output, "results.json")

@@ -94,7 +94,9 @@ def damaged(evaluation_set: EvaluationSet, pictures: int) -> EvaluationSet:
     )
 
 
-def curves(answers: dict[str, Answers], applied: dict[str, dict] | None = None, resamples: int = 200) -> dict:
+def curves(
+    answers: dict[str, Answers], applied: dict[str, dict] | None = None, resamples: int = bootstrap.RESAMPLES
+) -> dict:
     """Scores by damage and strength.
 
     Args:

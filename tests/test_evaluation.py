@@ -222,7 +222,7 @@ def test_mirror_images_are_asked_about_where_the_processor_says_so(folder, faces
 def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
     pq.write_table(pq.read_table(next(SAMPLE.glob("test-*.parquet"))).slice(0, 20), tmp_path / "test-00000.parquet")
-    more = ("--data_dir", tmp_path, "--update_card", "--formats", "4", "--robustness", "2")
+    more = ("--data_dir", tmp_path, "--update_card", "--formats", "4", "--robustness", "6")
     evaluate("--model", folder, "--output", first, *more)
     out = capsys.readouterr().out
     assert "always positive" in out and "always zero" in out
@@ -231,6 +231,8 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
     assert results["tasks"] == rescored["tasks"] and results["protocol"] == rescored["protocol"]
     assert 0 <= results["formats"]["invalid"]["detection"] <= 1
     assert set(results["formats"]["invalid_constrained"].values()) == {0}
+    drawn = curves(read_answers(first / "robustness"), resamples=20)  # as `evaluate` asks
+    assert results["robustness"]["intensity"]["clean"] == pytest.approx(drawn["intensity"]["clean"])
     page = (first / "report.html").read_text()
     assert "src='http" not in page and "<script" not in page
     assert page.count(results["protocol"]) == 1 + 3 + 2, "in the head, with each task, robustness and formats"

@@ -93,6 +93,11 @@ def run(arguments: Namespace) -> int:
             _do_video(journal, pipe, name, inputs[name].part, asked, arguments)
         crew.wait_for_everyone()
         journal.reload()
+        if lost := parts.keys() - journal.done:  # a table without them would take the place of a whole one
+            raise ValueError(
+                f"{journal.path} lost {len(lost)} of {len(inputs)} finished inputs: another job with this output took "
+                f"it for its own, or it was deleted. Let no other write to {output}, and give the same command again."
+            )
         if crew.is_main_process:  # before anything is drawn, for the table matters most
             write_table(output, _smooth(journal.rows(parts), asked, arguments), chosen, about)
         undrawn += sum(not _show_video(journal, pipe, name, inputs[name], asked, arguments) for name in videos[mine])

@@ -503,6 +503,21 @@ def test_a_job_that_goes_on_takes_no_rows_of_other_pictures(au, photos, monkeypa
     assert au("recognize", "in", "--output", "u.jsonl")[0] == 0 and Path("u.jsonl").read_text() == replaced
 
 
+def test_two_jobs_of_one_output_lose_no_table(au, photos, monkeypatch):
+    add, whole = Journal.add, []
+
+    def meanwhile(journal, rows):
+        add(journal, rows)
+        if not whole:
+            whole.append("begun")
+            whole[:] = [au("recognize", "in", "--output", "t.csv")[0], Path("t.csv").read_text()]
+
+    monkeypatch.setattr(Journal, "add", meanwhile)
+    code, _, err = au("recognize", "in", "--output", "t.csv")
+    assert code == 2 and "t.csv.partial lost 3 of 3 finished inputs: another job with this output" in err
+    assert whole == [0, Path("t.csv").read_text()] and len(read("t.csv")) == 3
+
+
 class Unsteady(SimpleHTTPRequestHandler):
     """A server of the current folder, which can be out of order."""
 

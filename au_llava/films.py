@@ -17,7 +17,7 @@ from PIL import Image
 from .drawing import AS_ANSWERED, draw_bars, draw_faces, draw_timeline
 from .photos import Question
 from .tables import readable, replaced
-from .videos import Video
+from .videos import Video, closing_capture
 
 
 HEIGHT = 480  # pixels; smaller videos are enlarged, so that bars and names can be read
@@ -83,8 +83,14 @@ def write_film(
 
 def _add_sound(silent: Path, video: Video, target: Path) -> str | None:
     """Write the silent film as H.264 with the video's sound; why not, if ffmpeg cannot."""
+    with closing_capture(video.path) as capture:
+        capture.grab()
+        begins = capture.get(cv2.CAP_PROP_PTS) / (capture.get(cv2.CAP_PROP_FPS) or 1.0)
+    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", str(silent)]
+    # The film begins with the picture, and so does its sound, though the file's may begin before.
+    command += ["-seek_timestamp", "1", "-ss", f"{begins:.6f}"]
     # Absolute, as OpenCV gets it: a colon in a name is no protocol.
-    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", str(silent), "-i", str(Path(video.path).absolute())]
+    command += ["-i", str(Path(video.path).absolute())]
     command += ["-map", "0:v", "-map", "1:a?", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if not done.returncode:

@@ -381,6 +381,16 @@ def test_the_film_keeps_time_and_sound(clip, folder):
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["clip.mp4.mp4", "sound.mp4.mp4"]
 
 
+@needs_ffmpeg
+def test_a_film_s_sound_goes_with_its_picture(clip, tmp_path):
+    tone = "sine=duration=4,volume='if(lt(t,2),0,1)':eval=frame"  # from 2 seconds on; the picture begins at 1.5
+    ffmpeg("-f", "lavfi", "-i", tone, "-itsoffset", "1.5", "-i", clip, "-map", "0", "-map", "1", "late.mp4")
+    films.write_film(Path("film.mp4"), Video.open("late.mp4"), iter(()), ("detection", select("AU1")))
+    ffmpeg("-i", "film.mp4", "-f", "s16le", "-ac", "1", "-ar", "8000", "sound")
+    begins = int((abs(np.fromfile("sound", dtype=np.int16)) > 1000).argmax()) / 8000
+    assert Video.open("film.mp4").count == 25 and abs(begins - 0.5) < 0.1
+
+
 def test_a_film_has_room_for_the_bars_of_two_faces():
     units = {unit.code: {"name": unit.name, "value": 1, "expected_value": 0.9} for unit in select("bp4d")}
     faces = [{"id": number, "task": "detection", "action_units": units} for number in (2, 1, 3)]

@@ -119,7 +119,7 @@ class FacialActionUnitPipeline(Pipeline):
         # iterable.
         single = isinstance(images, (str, IOBase, Mapping, *ENCODED)) or getattr(images, "ndim", 1) not in (1, 4)
         if not single and hasattr(images, "__getitem__"):
-            return list(self._stream(images, search, question, size, workers))
+            return list(self._stream(_each(images), search, question, size, workers))
         if not single and isinstance(images, Iterable):
             return self._stream(images, search, question, size, workers)
         faces = self.preprocess(images, **search)
@@ -143,6 +143,8 @@ class FacialActionUnitPipeline(Pipeline):
 
         def prepare(numbered: tuple) -> list[Face] | Exception:
             number, image = numbered
+            if isinstance(image, Exception):
+                return image
             try:
                 photograph = open_image(image)
             except (OSError, ValueError) as error:  # this one is lost, the others are not
@@ -249,6 +251,24 @@ class FacialActionUnitPipeline(Pipeline):
         """Write model, processor and all their code into one folder that `pipeline` loads again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _each(images) -> Iterable:
+    """The items of what holds many; in place of one that cannot be had, why.
+
+    A column of a data set opens its pictures as they are asked for, and ends at one that is damaged. Arrays and
+    columns of tables hold theirs, and need not count them from 0.
+    """
+    if hasattr(images, "ndim"):
+        return images
+
+    def one(place: int):
+        try:
+            return images[place]
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's, the last for a PNG
+            return error
+
+    return map(one, range(len(images)))
 
 
 def _ahead(function: Callable, items: Iterable, workers: int, distance: int) -> Iterator:

@@ -3,6 +3,7 @@ import json
 import logging
 from io import BytesIO
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,6 +96,18 @@ def test_one_bad_file_does_not_lose_the_others(pipe, crops, tmp_path):
     assert "empty.jpg" in results[1]["error"] and "none.jpg" in results[2]["error"]
     with pytest.raises(ValueError, match=r"empty\.jpg"):
         pipe(str(tmp_path / "empty.jpg"), detector="none")
+
+
+def test_one_bad_picture_of_a_data_set_does_not_lose_the_others(pipe, crops, tmp_path):
+    names = [str(tmp_path / f"{number}.jpg") for number in range(3)]
+    for crop, name in zip(crops, names, strict=False):
+        crop.save(name)
+    table = Dataset.from_dict({"image": names}).cast_column("image", datasets.Image())
+    expected = pipe(names, detector="none")
+    (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:-500])
+    for images in (table["image"], KeyDataset(table, "image")):
+        first, bad, last = pipe(images, detector="none")
+        assert [first, last] == expected[::2] and "truncated" in bad["error"]
 
 
 def test_own_units_are_asked_about(pipe, crops):

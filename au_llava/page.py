@@ -81,6 +81,8 @@ def show_photo(pipe, path: str, asked: list[Question], detector: str = "auto", e
 
 
 def _check_size(path: str, most: int) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"{Path(path).name}: uploads are deleted after a while, and this one is; upload it again.")
     size = Path(path).stat().st_size
     if size > most:
         raise ValueError(

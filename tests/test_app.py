@@ -189,6 +189,8 @@ def test_what_is_wrong_is_told_in_words_and_without_folders(pipe, pair, tmp_path
         (show_photo, "huge.jpg", "huge.jpg: 200 MB are too many; make it 20 MB or smaller."),
         (show_video, "text.mp4", "text.mp4: no video stream that can be read"),
         (show_video, "huge.mp4", "huge.mp4: 200 MB are too many; make it 100 MB or smaller."),
+        (show_photo, "old.jpg", "old.jpg: uploads are deleted after a while, and this one is; upload it again."),
+        (show_video, "old.mp4", "old.mp4: uploads are deleted after a while, and this one is; upload it again."),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(told)}") as error:
             show(pipe, str(tmp_path / name), asked)

@@ -64,7 +64,8 @@ def is_camera(name: str) -> bool:
 def expand(inputs: Iterable[str], leave_out: Path | None = None) -> list[str]:
     """Every picture and video that the inputs name, each once, in order.
 
-    How many files in folders have other endings, or are named like overlays, is told on standard error.
+    How many files in folders have other endings, or are named like overlays, is told on standard error, and so are the
+    folders that cannot be read.
 
     Args:
         inputs: Files, http(s) addresses, folders (searched with all below them), patterns such as `"day?/*.jpg"`, or
@@ -132,7 +133,10 @@ def _files(match: str, passed: set[Path]) -> list[str]:
         been.add(place)
         return new
 
-    for folder, folders, names in os.walk(match, followlinks=True):
+    def tell(error: OSError) -> None:
+        print(f"Passed over, for it cannot be read: {error.filename} ({error.strerror}).", file=sys.stderr)
+
+    for folder, folders, names in os.walk(match, onerror=tell, followlinks=True):
         seen = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in seen if adds(os.path.join(folder, name))]
         for path in (Path(folder, name) for name in names if not name.startswith(".")):

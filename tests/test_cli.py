@@ -246,6 +246,19 @@ def test_what_is_passed_over_is_told_by_its_ending(au, photos, capsys):
     assert au("recognize", *photos)[2] == "" and told in au("recognize", "in")[2]
 
 
+def test_a_folder_that_cannot_be_read_is_told(photos, monkeypatch, capsys):
+    scan = os.scandir
+
+    def refused(path):  # as to anybody but root, whom permissions do not stop
+        if str(path) == "in/sub":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert expand(["in"]) == ["in/a.png"]
+    assert capsys.readouterr().err == "Passed over, for it cannot be read: in/sub (Permission denied).\n"
+
+
 def test_a_phone_s_heic_is_told_how_to_be_read(au, photos):
     ftyp = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     Path("in/IMG_1.HEIC").write_bytes(ftyp)

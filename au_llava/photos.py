@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -186,14 +187,22 @@ def _version_of(place: str) -> dict[str, str]:
         return {"commit": str(extract_commit_hash(cached_file(place, PROCESSOR_NAME), None))}
     entry = {}
     for what, patterns in _FILES.items():
-        digest = hashlib.sha256()
-        for path in (files := sorted(path for pattern in patterns for path in Path(place).glob(pattern))):
-            with path.open("rb") as file:
-                while part := file.read(1_000_000):
-                    digest.update(part)
+        files = sorted(path for pattern in patterns for path in Path(place).glob(pattern))
         if files:
-            entry[f"{what} SHA-256"] = digest.hexdigest()[:16]
+            states = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+            entry[f"{what} SHA-256"] = _checksum(*states)
     return entry
+
+
+@lru_cache(maxsize=8)  # the web page wants it with each answer, and a large model's takes longer than those
+def _checksum(*files: tuple[Path, int, int]) -> str:
+    """The first 16 digits of files' checksum; each comes with what tells that it has not changed: size and time."""
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        with path.open("rb") as file:
+            while part := file.read(1_000_000):
+                digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def provenance(pipe: FacialActionUnitPipeline, detector: str) -> dict[str, str]:

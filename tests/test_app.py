@@ -145,6 +145,14 @@ def test_the_downloads_hold_the_answers(pipe, pair):
     assert "transformers" in whole["produced by"]["versions"]
 
 
+def test_weights_are_not_read_anew_for_each_answer(pipe, pair, monkeypatch):
+    asked = questions(["detection"], "AU12")
+    told = [json.loads(downloads(show_photo(pipe, pair, asked, "none"))["two people.json"])["produced by"]]
+    monkeypatch.setattr("au_llava.photos.hashlib", None)
+    told.append(json.loads(downloads(show_photo(pipe, pair, asked, "none"))["two people.json"])["produced by"])
+    assert len(told[0]["weights SHA-256"]) == 16 and told[0] | {"date": ""} == told[1] | {"date": ""}
+
+
 def test_what_the_model_was_not_trained_for_is_called_a_guess(pipe, pair, monkeypatch):
     monkeypatch.setattr(pipe.processor, "trained_lists", {"detection": [["AU9", "AU1"], ["AU6", "AU12"]]})
     page = show_photo(pipe, pair, questions(["detection"], "AU9,AU12,AU25"))

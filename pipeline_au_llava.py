@@ -257,9 +257,9 @@ def _each(images) -> Iterable:
     """The items of what holds many; in place of one that cannot be had, why.
 
     A column of a data set opens its pictures as they are asked for, and ends at one that is damaged. Arrays and
-    columns of tables hold theirs, and need not count them from 0.
+    columns of tables hold theirs, and need not count them from 0; columns of streams cannot be counted.
     """
-    if hasattr(images, "ndim"):
+    if hasattr(images, "ndim") or not hasattr(images, "__len__"):
         return images
 
     def one(place: int):

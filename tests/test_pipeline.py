@@ -108,6 +108,8 @@ def test_one_bad_picture_of_a_data_set_does_not_lose_the_others(pipe, crops, tmp
     for images in (table["image"], KeyDataset(table, "image")):
         first, bad, last = pipe(images, detector="none")
         assert [first, last] == expected[::2] and "truncated" in bad["error"]
+    whole = table.select([0, 2])
+    assert pipe(whole.to_iterable_dataset()["image"], detector="none") == expected[::2]
 
 
 def test_own_units_are_asked_about(pipe, crops):

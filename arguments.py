@@ -10,8 +10,9 @@ from trl import SFTConfig, TrlParser
 
 # Self-attention projections of both towers, and nothing else (paper, section III-C).
 # CLIP and SigLIP call the last of them `out_proj`, but so does SigLIP's pooling head, which is none and is not used.
-# Phi-3 has one projection for three, and GPT-NeoX under names of its own.
-_ATTENTION = r".*\.((q|k|v|o|qkv)_proj|self_attn\.(out_proj|dense)|(self_)?attention\.(query_key_value|dense))"
+# Phi-3 has one projection for three, GPT-NeoX and GPT-2 under names of their own.
+_OWN_NAMES = r"self_attn\.(out_proj|dense)|(self_)?attention\.(query_key_value|dense)|attn\.c_(attn|proj)"
+_ATTENTION = rf".*\.((q|k|v|o|qkv)_proj|{_OWN_NAMES})"
 TOWERS = {"both": ("vision_tower", "language_model"), "encoder": ("vision_tower",), "llm": ("language_model",)}
 LORA_TARGETS = {name: rf".*({'|'.join(towers)}){_ATTENTION}" for name, towers in TOWERS.items()}
 

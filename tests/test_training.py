@@ -11,6 +11,7 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
@@ -221,8 +222,14 @@ def test_lora_reaches_all_of_attention_in_other_encoders(kind):
 
 @pytest.mark.parametrize(
     ("kind", "count", "missed"),
-    [(Phi3Config, 2, []), (GPTNeoXConfig, 2, []), (PhiConfig, 4, []), (GPTJConfig, 3, ["language_model: out_proj"])],
-    ids=["phi3", "gpt_neox", "phi", "gptj"],
+    [
+        (Phi3Config, 2, []),
+        (GPTNeoXConfig, 2, []),
+        (PhiConfig, 4, []),
+        (GPTJConfig, 3, ["language_model: out_proj"]),
+        (GPT2Config, 2, []),
+    ],
+    ids=["phi3", "gpt_neox", "phi", "gptj", "gpt2"],
 )
 def test_lora_reaches_attention_in_other_language_models_or_it_is_told(kind, count, missed):
     from peft import LoraConfig, get_peft_model

@@ -25,6 +25,7 @@ _PASSED_OVER: dict[str, tuple[tuple, str]] = {
     "label_smoothing_factor": ((0.0,), "soft_digits spreads labels to their neighbours"),
     "completion_only_loss": ((None, True), "the loss is on answers alone"),
     "loss_type": (("nll",), "the loss is a cross entropy, which soft_digits, rare_weight and format_weight change"),
+    "router_aux_loss_coef": ((None,), "the loss is on answers alone, and none balances experts"),
     "train_sampling_strategy": (("random",), "rows are drawn in random order, with shared_prefix by question"),
     "pad_to_multiple_of": ((None,), "batches are as long as their longest question and answer"),
 }

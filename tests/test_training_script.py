@@ -576,6 +576,8 @@ def test_options_that_contradict_each_other_are_refused(run):
         run("--freeze", "vision_tower")
     with pytest.raises(ValueError, match="loss_type is 'dft', and would do nothing or harm: the loss is a cross"):
         run("--loss_type", "dft")
+    with pytest.raises(ValueError, match="router_aux_loss_coef is 0.01, and would do nothing or harm"):
+        run("--router_aux_loss_coef", 0.01)
     with pytest.raises(ValueError, match=r"freeze names 'head', .* its parts: .*, language_model, lm_head"):
         run("--lora", "null", "--freeze", "head")
     every = ("vision_tower", "language_model", "multi_modal_projector")

@@ -113,15 +113,17 @@ def black_patches(tower: PreTrainedModel) -> torch.Tensor:
     """What a vision tower says of the patches of a black crop.
 
     Returns:
-        `torch.Tensor` of shape `(patches, vision_hidden_size)`: of a crop of 224 pixels, or of the one size that it
-        takes, as CLIP, SigLIP and ViT do.
+        `torch.Tensor` of shape `(patches, vision_hidden_size)`: of a crop of 224 pixels, or of the size that it was
+        made for, where it takes no other, as CLIP, SigLIP and ViT, or has stages, as Swin.
 
     Raises:
         ValueError: It wants more than a picture, or does not tell of each patch.
     """
     sides: list[Any] = [CROP_SIZE, tower.config.to_dict().get("image_size")]
+    if "depths" in vars(tower.config):  # Swin, once given a smaller picture, keeps smaller windows
+        sides.reverse()
     faults = []
-    for side in sides:
+    for side in filter(None, sides):
         try:
             crop = torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device)
             return patches_of(tower(crop).last_hidden_state, crop, tower.config)[0]

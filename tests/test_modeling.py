@@ -112,6 +112,12 @@ def test_an_encoder_of_another_picture_size_gets_it(kind):
     assert model.config.image_seq_length == 36
 
 
+def test_swin_for_larger_pictures_keeps_its_windows():
+    vision = SwinConfig(embed_dim=4, depths=[1] * 4, num_heads=[1] * 4, image_size=384, window_size=12)
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, LlamaConfig(**TEXT))
+    assert model.config.image_seq_length == model.count_patches(384) == 144
+
+
 def test_the_bias_of_a_language_modelling_head_is_kept(tmp_path):
     vision, language = Dinov2Config(**VISION, **SQUARE), PhiConfig(**TEXT)
     model = AuLlavaForConditionalGeneration.from_backbones(vision, language).eval()

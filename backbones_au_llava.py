@@ -4,7 +4,14 @@ import math
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from .configuration_au_llava import ACCESS
@@ -57,7 +64,8 @@ def load_language_model(language: str | PreTrainedConfig, gguf_file: str | None 
         kwargs: As those of [`AuLlavaForConditionalGeneration.from_backbones`].
 
     Raises:
-        ValueError: It keeps a state in place of keys and values, which cannot go back to an earlier token.
+        ValueError: It keeps a state in place of keys and values, which cannot go back to an earlier token; or it
+            has an encoder of its own, or cannot be given patches in place of words.
     """
     if isinstance(language, str):
         model = AutoModelForCausalLM.from_pretrained(language, gguf_file=gguf_file, **kwargs)
@@ -69,10 +77,23 @@ def load_language_model(language: str | PreTrainedConfig, gguf_file: str | None 
             f"{config.model_type} keeps a state in place of keys and values, so answers cannot be drafted and "
             "verified; take a language model that attends in every layer, such as Llama, Qwen, Mistral or Gemma."
         )
+    if config.get_text_config() is not config:
+        raise ValueError(f"{config.model_type} has an encoder of its own; give a language model by itself.")
+    try:
+        with torch.no_grad():
+            words = model.get_input_embeddings()(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+            patches = torch.ones_like(words)
+            told = model.base_model(inputs_embeds=patches, past_key_values=DynamicCache(), use_cache=True)
+            model.get_output_embeddings()(told.last_hidden_state)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as fault:
+        raise ValueError(
+            f"{config.model_type} cannot be the language model, which is given patches in place of words, and keeps "
+            f"keys and values in every layer: {fault}"
+        ) from fault
     usual = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
     settings = usual | config.to_dict()
     for name, nothing in usual.items():
-        if (value := settings[name]) != nothing:
+        if (value := settings[name]) not in (None, nothing):  # MPT has names of scales, and None for them
             logger.warning(
                 f"{config.model_type} has {name}={value}, which is left out here: until it has been trained, it is "
                 "surer or less sure of each token than by itself."

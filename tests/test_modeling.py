@@ -19,15 +19,19 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     DINOv3ConvNextConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
     MambaConfig,
     MobileNetV2Config,
+    MptConfig,
     OPTConfig,
     PhiConfig,
     Qwen2Config,
@@ -153,6 +157,17 @@ def test_a_language_model_with_a_state_is_refused():
         AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), mamba)
 
 
+def test_a_language_model_that_keeps_or_reads_something_else_is_refused():
+    vision = Dinov2Config(**VISION, **SQUARE)
+    convolving = Lfm2Config(**TEXT, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(ValueError, match="lfm2 cannot be the language model"):
+        AuLlavaForConditionalGeneration.from_backbones(vision, convolving)
+    text = Gemma3TextConfig(**TEXT, num_key_value_heads=2)
+    seeing = Gemma3Config(text_config=text, vision_config=SiglipVisionConfig(**VISION, **SQUARE))
+    with pytest.raises(ValueError, match="gemma3 has an encoder of its own"):
+        AuLlavaForConditionalGeneration.from_backbones(vision, seeing)
+
+
 def test_an_encoder_that_hides_patches_is_refused():
     with pytest.raises(ValueError, match="vit_mae cannot be the vision tower.* Of 16 patches .* tells 5"):
         AuLlavaForConditionalGeneration.from_backbones(ViTMAEConfig(**VISION, **SQUARE), LlamaConfig(**TEXT))
@@ -179,6 +194,11 @@ def test_what_a_language_model_does_to_its_scores_is_told(caplog):
     with caplog.at_level(logging.WARNING, logger="au_llava.backbones_au_llava"):
         AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), granite)
     assert "granite has logits_scaling=8.0, which is left out here" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="au_llava.backbones_au_llava"):
+        mpt = MptConfig(d_model=32, n_heads=2, n_layers=1, vocab_size=99)  # its logit_scale is None
+        AuLlavaForConditionalGeneration.from_backbones(Dinov2Config(**VISION, **SQUARE), mpt)
+    assert "left out" not in caplog.text
 
 
 def test_from_backbones_hands_access_to_whatever_is_loaded(tmp_path, tokenizer, monkeypatch):

@@ -31,7 +31,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTTrainer
 
 import evaluate_au
 import push_to_hub
@@ -427,13 +426,13 @@ def test_room_is_asked_for_all_that_will_lie_there_at_a_time(tmp_path, monkeypat
 
 
 def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path, monkeypatch):
-    compute, steps = SFTTrainer.compute_loss, []
+    compute, steps = train_sft.AnswerTrainer.compute_loss, []
 
     def poisoned(self, *args, **kwargs):
         steps.append(1)
         return compute(self, *args, **kwargs) * (float("nan") if len(steps) == 4 else 1)
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
+    monkeypatch.setattr(train_sft.AnswerTrainer, "compute_loss", poisoned)
     with pytest.raises(FloatingPointError, match="The loss is nan at step 4"):
         run("--eval_strategy", "no", "--held_out", 0)
     saved = load_file(Path(last_checkpoint(tmp_path / "run"), "adapter_model.safetensors"))
@@ -745,7 +744,6 @@ def start(command, folder, **environment):
 
 KILL = """
 import os, signal
-from trl import SFTTrainer
 import train_sft
 
 step, steps = SFTTrainer.training_step, []

@@ -58,7 +58,8 @@ def write_film(
             this does not say; for `detection` only.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(target) as draft, TemporaryDirectory(dir=target.parent) as folder:
+    # Hidden, so that what a killed job leaves of it is nobody's input.
+    with replaced(target) as draft, TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         silent, writer, written, shown = Path(folder, "silent.mp4"), None, 0, None
         # MPEG-4 counts time in parts of a second, 65,535 at most: of a rate such as 66.667 there would be too many.
         rate = video.rate if video.rate < 65 else round(video.rate)

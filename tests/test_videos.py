@@ -26,6 +26,7 @@ from au_llava.__main__ import main
 from au_llava.action_units import select
 from au_llava.drawing import draw_timeline
 from au_llava.films import _panel, write_timelines
+from au_llava.inputs import expand
 from au_llava.smoothing import smoothed
 from au_llava.tracking import Tracker
 from au_llava.videos import Video, recognize_video
@@ -389,6 +390,18 @@ def test_a_film_s_sound_goes_with_its_picture(clip, tmp_path):
     ffmpeg("-i", "film.mp4", "-f", "s16le", "-ac", "1", "-ar", "8000", "sound")
     begins = int((abs(np.fromfile("sound", dtype=np.int16)) > 1000).argmax()) / 8000
     assert Video.open("film.mp4").count == 25 and abs(begins - 0.5) < 0.1
+
+
+def test_a_film_that_is_being_drawn_is_nobody_s_input(clip, monkeypatch):
+    seen = []
+
+    def look(silent, *others):
+        seen.extend(expand(["drawn"]))
+
+    monkeypatch.setattr(films.shutil, "which", lambda name: name)
+    monkeypatch.setattr(films, "_add_sound", look)
+    films.write_film(Path("drawn/film.mp4"), Video.open(clip), iter(()), ("detection", select("AU1")))
+    assert seen == ["drawn"] and expand(["drawn"]) == ["drawn/film.mp4"]  # the folder itself: there was nothing in it
 
 
 def test_a_film_has_room_for_the_bars_of_two_faces():

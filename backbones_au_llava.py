@@ -21,8 +21,8 @@ from .face_alignment import CROP_SIZE
 logger = logging.get_logger(__name__)
 
 
-def load_vision_tower(vision: str | PreTrainedConfig, **kwargs) -> PreTrainedModel:
-    """A vision encoder, which knows afterwards how wide its patches are (`config.hidden_size`).
+def load_vision_tower(vision: str | PreTrainedConfig, **kwargs) -> tuple[PreTrainedModel, int]:
+    """A vision encoder, which knows afterwards how wide its patches are (`config.hidden_size`), and how many it makes.
 
     Args:
         vision (`str` or `PreTrainedConfig`): Hub id or folder; of CLIP and SigLIP only the image side is taken. A
@@ -34,7 +34,7 @@ def load_vision_tower(vision: str | PreTrainedConfig, **kwargs) -> PreTrainedMod
             about each patch of a picture.
     """
     if isinstance(vision, str):
-        config = AutoConfig.from_pretrained(vision, **_access(kwargs))
+        config = AutoConfig.from_pretrained(vision, **access_of(kwargs))
         if "vision_config" in config.sub_configs:
             config = config.vision_config
         tower, report = AutoModel.from_pretrained(vision, config=config, output_loading_info=True, **kwargs)
@@ -45,14 +45,14 @@ def load_vision_tower(vision: str | PreTrainedConfig, **kwargs) -> PreTrainedMod
             )
     else:
         tower = AutoModel.from_config(vision, **_making(kwargs))
-    width = black_patches(tower).shape[-1]
+    patches, width = black_patches(tower).shape
     if (named := tower.config.to_dict().get("hidden_size", width)) != width:
         raise ValueError(
             f"{tower.config.model_type} has a hidden_size of {named}, but tells {width} numbers of each patch; take "
             "another encoder, such as DINOv2, CLIP, SigLIP, Swin or ConvNeXt."
         )
     tower.config.hidden_size = width  # which convolutional encoders call by other names
-    return tower
+    return tower, patches
 
 
 def load_language_model(language: str | PreTrainedConfig, gguf_file: str | None = None, **kwargs) -> PreTrainedModel:
@@ -156,7 +156,7 @@ def black_patches(tower: PreTrainedModel) -> torch.Tensor:
     ) from faults[0]
 
 
-def _access(kwargs: dict) -> dict:
+def access_of(kwargs: dict) -> dict:
     """Those arguments that say how files are come by."""
     return {name: kwargs[name] for name in ACCESS if name in kwargs}
 

@@ -16,8 +16,8 @@ from transformers import (
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .backbones_au_llava import black_patches, load_language_model, load_vision_tower, patches_of
-from .configuration_au_llava import ACCESS, AuLlavaConfig
+from .backbones_au_llava import access_of, load_language_model, load_vision_tower, patches_of
+from .configuration_au_llava import AuLlavaConfig
 from .readout_au_llava import ReadoutMixin
 
 
@@ -158,7 +158,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
 
         Raises:
             ValueError: The encoder cannot be asked about each patch of a picture, or its weights are not there; or
-                the language model keeps a state in place of keys and values.
+                the language model cannot be given patches, or keeps something else than keys and values.
 
         Example:
 
@@ -170,11 +170,10 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         >>> model.config.image_token_id, model.get_input_embeddings().num_embeddings
         (99, 100)
         """
-        vision_tower = load_vision_tower(vision, **kwargs)
+        vision_tower, patches = load_vision_tower(vision, **kwargs)
         language_model = load_language_model(language, gguf_file, **kwargs)
         if isinstance(language, str):
-            access = {name: kwargs[name] for name in ACCESS if name in kwargs}
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **access)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language, gguf_file=gguf_file, **access_of(kwargs))
         if vision_tower.dtype != language_model.dtype:  # as each is stored: DINOv2 in float32, Vicuna in float16
             vision_tower.to(language_model.dtype)
         vocabulary = language_model.config.vocab_size
@@ -209,7 +208,7 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         model.generation_config = language_model.generation_config
         if image_token_id >= vocabulary:
             model.resize_token_embeddings(image_token_id + 1)
-        model.config.image_seq_length = len(black_patches(vision_tower))
+        model.config.image_seq_length = patches
         return model
 
     @torch.no_grad()

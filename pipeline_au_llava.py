@@ -5,7 +5,7 @@
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from io import IOBase
 
@@ -119,7 +119,8 @@ class FacialActionUnitPipeline(Pipeline):
         # iterable.
         single = isinstance(images, (str, IOBase, Mapping, *ENCODED)) or getattr(images, "ndim", 1) not in (1, 4)
         if not single and hasattr(images, "__getitem__"):
-            return list(self._stream(_each(images), search, question, size, workers))
+            items = _each(images) if isinstance(images, Sized) else images  # columns of streams cannot be counted
+            return list(self._stream(items, search, question, size, workers))
         if not single and isinstance(images, Iterable):
             return self._stream(images, search, question, size, workers)
         faces = self.preprocess(images, **search)
@@ -257,9 +258,9 @@ def _each(images) -> Iterable:
     """The items of what holds many; in place of one that cannot be had, why.
 
     A column of a data set opens its pictures as they are asked for, and ends at one that is damaged. Arrays and
-    columns of tables hold theirs, and need not count them from 0; columns of streams cannot be counted.
+    columns of tables hold theirs, and need not count them from 0.
     """
-    if hasattr(images, "ndim") or not hasattr(images, "__len__"):
+    if hasattr(images, "ndim"):
         return images
 
     def one(place: int):

@@ -141,7 +141,8 @@ def test_dinov2_features_are_the_normalised_patch_tokens():
 
 
 @pytest.mark.parametrize(
-    "language", [LlamaConfig(**TEXT), Qwen2Config(**TEXT, num_key_value_heads=2), GPTNeoXConfig(**TEXT)],
+    "language", [LlamaConfig(**TEXT), Qwen2Config(**TEXT, num_key_value_heads=2), GPTNeoXConfig(**TEXT),
+                 GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, tie_word_embeddings=False)],
     ids=lambda config: config.model_type,
 )  # fmt: skip
 def test_any_language_model_generates(language):
@@ -149,6 +150,7 @@ def test_any_language_model_generates(language):
     inputs = prompt(model)
     new = model.generate(**inputs, do_sample=False, max_new_tokens=5, min_new_tokens=5)
     assert new.shape == (2, inputs["input_ids"].shape[1] + 5)
+    assert model(**inputs).logits.shape[-1] == 100
 
 
 def test_a_language_model_with_a_state_is_refused():

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,6 +56,7 @@ CROP = 224  # pixels along a side of a face crop
 SIZE, VIEW = 160, 5 / 7
 LABELS = ["facs", "feafa", "levels"]
 FEWEST = 300  # steps of an epoch while the first of many faces are being made
+FIRST = 4096  # faces that the heads of an encoder that knows something already begin from
 FACS = 23
 UNITS = FACS + 24 + FACS  # FACS units, FEAFA's, and FACS units again as levels, in which faint actions count for more
 
@@ -271,6 +272,16 @@ def image_tokens(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features[:, 1:]
 
 
+@torch.no_grad()
+def fit_linear(layer: nn.Linear, given: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Let a layer make `wanted` `(rows, outputs)` of `given` `(rows, inputs)`, by least squares."""
+    given = nn.functional.pad(given.float(), (0, 1), value=1.0)
+    ridge = 1e-3 * len(given) * torch.eye(given.shape[1], device=given.device)
+    found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted).T
+    layer.weight.copy_(found[:, :-1])
+    layer.bias.copy_(found[:, -1])
+
+
 class Pretrainer(nn.Module):
     """The encoder with three linear heads; the projector of the assembled model starts from them.
 
@@ -304,18 +315,42 @@ class Pretrainer(nn.Module):
         flow = cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return self.units(pooled), flow, self.landmarks(pooled).view(-1, 68, 2)
 
+    def wanted(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What [`forward`] is to give for a batch of [`augment`]."""
+        side = self.side * self.fine
+        flow = nn.functional.interpolate(batch["flow"], (side, side), mode="bilinear")
+        units = (batch["units"] - self.centre) / self.spread
+        return units, flow / self.flow_spread, batch["landmarks"] / self.landmark_spread
+
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(3,)`: mean squared errors of units, displacements and landmarks in a batch of [`augment`]."""
         device = batch["images"].device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
-            images = batch["images"].contiguous(memory_format=torch.channels_last)
-            units, flow, landmarks = (guess.float() for guess in self(images))
-        unit_loss = (units - (batch["units"] - self.centre) / self.spread).pow(2).mean()
-        true_flow = nn.functional.interpolate(batch["flow"], flow.shape[2:], mode="bilinear")
-        flow_loss = (flow - true_flow / self.flow_spread).pow(2).mean()
+            guesses = self(batch["images"])
+        pairs = zip(guesses, self.wanted(batch), strict=True)
+        units, flow, landmarks = ((guess.float() - right).pow(2).flatten(1).mean(1) for guess, right in pairs)
         # A flip would also exchange landmark numbers; the unflipped half of the batch teaches enough.
-        error = (landmarks - batch["landmarks"] / self.landmark_spread).pow(2).mean((1, 2))
-        return torch.stack([unit_loss, flow_loss, (error * ~batch["flipped"]).mean()])
+        return torch.stack([units.mean(), flow.mean(), (landmarks * ~batch["flipped"]).mean()])
+
+    @torch.no_grad()
+    def fit_heads(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Start the heads from linear fits to what the encoder tells already, on batches of [`augment`].
+
+        Muon's steps are as long under heads that say nothing yet, and would lead an encoder away from what it knows.
+        """
+        seen, rows = [], []
+        for batch in batches:
+            device = batch["images"].device
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+                seen.append(image_tokens(self.encoder, batch["images"]).float())
+            rows.append((*self.wanted(batch), ~batch["flipped"]))
+        tokens = torch.cat(seen)
+        units, flow, landmarks, straight = (torch.cat(column) for column in zip(*rows, strict=True))
+        cells = flow.unflatten(3, (self.side, self.fine)).unflatten(2, (self.side, self.fine))
+        cells = cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.flow.out_features)
+        fit_linear(self.units, tokens.mean(1), units)
+        fit_linear(self.flow, tokens.flatten(0, 1), cells)
+        fit_linear(self.landmarks, tokens.mean(1)[straight], landmarks[straight].flatten(1))
 
     @torch.no_grad()
     def correlation(self, faces: dict[str, torch.Tensor]) -> float:
@@ -418,6 +453,11 @@ def main() -> None:
 
     optimizers = make_optimizers(encoder, list(model.parameters()), args.learning_rate)
     epoch, before, began = 0, 0.0, time.monotonic()
+    if args.encoder and not state_file.is_file():
+        generator = torch.Generator(device).manual_seed(1000 * args.seed + 999)
+        some = torch.randperm(len(faces), generator=generator, device=device)[:FIRST].split(args.batch_size)
+        parts = ({name: values[rows] for name, values in faces.data.items()} for rows in tqdm(some, desc="heads"))
+        model.fit_heads(augment(part, generator, args.strength[0]) for part in parts)
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])

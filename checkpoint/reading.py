@@ -38,7 +38,7 @@ from checkpoint.cost import cost_of, operations
 from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
-from checkpoint.pretrain import SIZE, fast_in_bfloat16, middle, read_shards
+from checkpoint.pretrain import SIZE, fast_in_bfloat16, fit_linear, middle, read_shards
 from checkpoint.questions import LISTS, Question, lifelike, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
 
@@ -59,7 +59,6 @@ def regrid(tokens: torch.Tensor, count: int) -> torch.Tensor:
     return nn.functional.interpolate(grid, (after, after), mode="bilinear").flatten(2).transpose(1, 2)
 
 
-@torch.no_grad()
 def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None:
     """Let the projector make of another encoder's image tokens what it made of the old ones, by least squares.
 
@@ -67,12 +66,9 @@ def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None
         before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders;
             their numbers of tokens may differ.
     """
-    wanted = regrid(projector(before.float()), now.shape[1]).flatten(0, 1)
-    given = nn.functional.pad(now.float().flatten(0, 1), (0, 1), value=1.0)
-    ridge = 1e-3 * len(given) * torch.eye(given.shape[1])
-    found = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted).T
-    projector.weight.copy_(found[:, :-1])
-    projector.bias.copy_(found[:, -1])
+    with torch.no_grad():
+        wanted = regrid(projector(before.float()), now.shape[1]).flatten(0, 1)
+    fit_linear(projector, now.flatten(0, 1), wanted)
 
 
 @torch.no_grad()

@@ -170,6 +170,20 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
             run(*contradiction)
 
 
+def test_heads_of_an_encoder_that_knows_something_begin_from_linear_fits(monkeypatch):
+    faces = read_shards(sorted(SAMPLE.glob("test-*.parquet")), 40)
+    learner = pretrain.Pretrainer(ResNetModel(TINY_RESNET), faces)
+    teacher = copy.deepcopy(learner)
+    for head in (teacher.units, teacher.flow, teacher.landmarks):
+        nn.init.normal_(head.weight)
+    monkeypatch.setattr(learner, "wanted", lambda batch: teacher(batch["images"]))
+    batch = augment(faces, torch.Generator().manual_seed(0))
+    learner.fit_heads([{name: values[rows] for name, values in batch.items()} for rows in torch.arange(40).split(16)])
+    with torch.no_grad():
+        for said, right in zip(learner(batch["images"]), teacher(batch["images"]), strict=True):
+            assert (said - right).pow(2).mean() < 0.03 * right.var()
+
+
 def test_faces_that_were_being_read_are_taken_when_they_are(tmp_path):
     faces = pretrain.Faces([tmp_path], torch.device("cpu"), 1, None)
     ready, later, read = Future(), Future(), {"images": torch.zeros(2, 1)}

@@ -28,7 +28,10 @@ FIVE_POINTS = ((84.38, 91.06), (139.33, 90.72), (112.03, 122.30), (89.38, 154.56
 MAX_PIXELS = 89_478_485  # larger pictures are refused before they are decoded: Pillow's own limit, 268 MB as RGB
 ENCODED = (bytes, bytearray, memoryview)  # what a picture file may be read into
 DETECTORS = ("auto", "scrfd", "cascade", "none")
-GET_SCRFD = "Set AU_LLAVA_SCRFD to an SCRFD .onnx file, or pass detector='scrfd' once online (non-commercial models)."
+GET_SCRFD = (
+    "Set AU_LLAVA_SCRFD to an SCRFD .onnx file, or pass detector='scrfd' (--detector scrfd) once online "
+    "(non-commercial models)."
+)
 
 # SCRFD sees two copies of a photograph, of this longest side and border in pixels: a small one in a wide border, for
 # faces that fill the frame (missed at any usual size); a large one for faces from 1 % of the photograph's longer side.

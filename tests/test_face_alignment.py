@@ -262,7 +262,7 @@ def test_auto_without_a_model_takes_the_cascade_and_says_so_once(astronaut, no_m
     with caplog.at_level(logging.WARNING):
         assert [face.score for face in find_faces(astronaut) + find_faces(astronaut)] == [None, None]
     (record,) = [r for r in caplog.records if "cascade" in r.message]
-    assert "AU_LLAVA_SCRFD" in record.message and "detector='scrfd'" in record.message
+    assert all(way in record.message for way in ("AU_LLAVA_SCRFD", "detector='scrfd'", "--detector scrfd"))
 
 
 def test_scrfd_offline_without_a_model_is_one_clear_error(astronaut, no_model):

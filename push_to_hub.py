@@ -1,7 +1,7 @@
 """Publish a model on the Hub: weights, code, processor, card, decision files and metrics in one commit.
 
     python push_to_hub.py --repo_id me/au-llava
-    python push_to_hub.py --model runs/mine --results runs/evaluation --repo_id me/mine --tag v1.0 --verify
+    python push_to_hub.py --model runs/mine-merged --results runs/mine-scores --repo_id me/mine --tag v1.0 --verify
 
 The files are validated before anything is sent: in a process of its own, without this package and without a network,
 a copy of them has to load and to answer all three tasks. The repository is private unless `--public` is given. Run the

@@ -73,7 +73,7 @@ class AuLlavaArguments:
     freeze: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Without LoRA: parts that stay as they are, such as vision_tower, or language_model and lm_head."
+            "help": "Without LoRA: parts that stay as they are, such as vision_tower, or language_model with its head."
         },
     )
     shuffle: bool = field(default=False, metadata={"help": "Ask about the Action Units in random order."})

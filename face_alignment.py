@@ -64,7 +64,8 @@ def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.I
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty, damaged, no picture, or larger than `MAX_PIXELS`.
+        ValueError: If it is empty, damaged, no picture (or one as text, such as a data URL), or larger than
+            `MAX_PIXELS`.
 
     Example:
 
@@ -73,6 +74,8 @@ def open_image(source: str | os.PathLike | bytes | IOBase | np.ndarray | Image.I
     """
     name = str(source) if isinstance(source, (str, os.PathLike)) else f"The given {type(source).__name__}"
     if isinstance(source, (str, os.PathLike)) and not name.startswith(("http://", "https://")):
+        if len(name) > 4096:  # as long as paths are on Linux; systems' own errors would hold all of it
+            raise ValueError(f"{name[:40]}... ({len(name)} characters): no path; decode it, and give bytes.")
         if not Path(source).is_file():
             raise FileNotFoundError(f"{name}: no such file; check the path (the current folder is {Path.cwd()}).")
         source = Path(source).read_bytes()

@@ -176,6 +176,7 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path, data, message):
         (np.array([[-2.1, 2.6]]), "floats from 0 to 1"), (np.full((2, 2), 70000), "65535"), (None, "NoneType"),
         ({"image": b""}, "dict: .*give a path, URL, bytes, open file, PIL image or array"),
         ("nowhere/face.png", "nowhere/face.png: no such file"), (Path("tests"), "tests: no such file"),
+        ("data:image/png;base64," + "A" * 5000, r"^data:image/png;base64,A+\.\.\. \(50\d\d characters\): .* bytes"),
     ],
 )  # fmt: skip
 def test_bad_sources(source, message):

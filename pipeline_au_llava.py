@@ -104,7 +104,7 @@ class FacialActionUnitPipeline(Pipeline):
         question, search = ({k: v for k, v in group.items() if v is not None} for group in (question, search))
         return search, question, {}
 
-    def __call__(self, images, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
+    def __call__(self, images, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
         task = get_task(question.pop("task", "detection")).name

@@ -283,6 +283,11 @@ def test_bad_settings_are_refused_for_one_and_for_many(pipe, crops, settings, me
         pipe(crops if many else crops[0], **{"detector": "none"} | settings)
 
 
+def test_a_task_in_the_place_of_a_batch_size_is_refused(pipe, crops):
+    with pytest.raises(TypeError, match="positional"):
+        pipe(crops[0], "intensity")
+
+
 def test_a_processor_of_another_model_is_refused(model, processor):
     other = copy.deepcopy(processor)
     other.patch_size = 14

@@ -13,7 +13,7 @@ import torch
 from transformers import Pipeline
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .action_units import ActionUnit, get_task, select
+from .action_units import TASKS, ActionUnit, get_task, select
 from .answers_au_llava import each_once
 from .evidence_au_llava import on_crop
 from .face_alignment import ENCODED, Face, find_faces, open_image
@@ -107,7 +107,8 @@ class FacialActionUnitPipeline(Pipeline):
     def __call__(self, images, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs):
         search, question, _ = self._sanitize_parameters(**kwargs)
         search, question = self._preprocess_params | search, self._forward_params | question
-        task = get_task(question.pop("task", "detection")).name
+        usual = self.task if self.task in TASKS else "detection"  # which the base class keeps from the parameters
+        task = get_task(question.pop("task", usual)).name
         question["questions"] = [(task, select(question.pop("action_units", None), task))]
         size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
         if size < 1:

@@ -264,6 +264,9 @@ def test_settings_can_be_given_once(model, processor, crops):
         model=model, processor=processor, task="facial-action-units", detector="none", action_units="AU1", batch_size=2
     )
     assert [list(face["action_units"]) for (face,) in pipe(crops)] == [["AU1"]] * 5
+    levels = FacialActionUnitPipeline(model=model, processor=processor, task="intensity_level", detector="none")
+    assert levels(crops[0])[0]["task"] == "intensity_level"
+    assert levels(crops[0], task="intensity")[0]["task"] == "intensity"
 
 
 @pytest.mark.parametrize(

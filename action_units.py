@@ -286,7 +286,7 @@ def get_task(task: str) -> Task:
     Raises:
         ValueError: The name is not `detection`, `intensity_level` or `intensity`.
     """
-    if task not in TASKS:
+    if task not in tuple(TASKS):  # for which a list of tasks is just unknown, too
         raise ValueError(f"Unknown task {task!r}; accepted: {', '.join(TASKS)}.")
     return TASKS[task]
 

@@ -179,7 +179,7 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
             ValueError: The tokenizer does not write every value of the task with equally many tokens of its own.
         """
         chosen, units = get_task(task), select(action_units, task)
-        user = self.messages(task, action_units)
+        user = self.messages(task, units)
         start = len(self.apply_chat_template(user, add_generation_prompt=True))
 
         def completion(answer: str) -> str:
@@ -215,13 +215,14 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
 
 
 def _opened(images, scale: bool):
-    """Open every picture in a nested list; tensors pass as they are, but real numbers that have yet to be scaled."""
+    """Open every picture in a nested list; tensors of what need not be scaled pass as they are."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return [_opened(image, scale) for image in images]
     if isinstance(images, torch.Tensor):
-        if not (scale and images.is_floating_point()):
+        if not scale:
             return images
-        images = (images.movedim(0, -1) if images.shape[0] in (1, 3, 4) else images).float().cpu().numpy()
+        images = images.movedim(0, -1) if images.shape[0] in (1, 3, 4) else images
+        images = (images.float() if images.is_floating_point() else images).cpu().numpy()
     return open_image(images)
 
 

@@ -100,6 +100,13 @@ def test_tensors_give_what_pictures_give(processor, picture):
         found = processor(images=tensor)["pixel_values"]
         torch.testing.assert_close(found, expected, atol=0.02 if tensor.dtype == torch.bfloat16 else 1e-6, rtol=0)
     torch.testing.assert_close(processor(images=unit, do_rescale=False)["pixel_values"], expected)
+    grey = processor(images=np.array(picture)[..., 0])["pixel_values"]
+    assert torch.equal(processor(images=whole[0])["pixel_values"], grey)
+    clear = torch.cat([whole, torch.zeros_like(whole[:1])])  # an alpha channel of 0
+    white = processor(images=Image.new("RGB", (224, 224), "white"))["pixel_values"]
+    assert torch.equal(processor(images=clear)["pixel_values"], white)
+    with pytest.raises(ValueError, match=r"shape \(.*; give \(height, width\)"):
+        processor(images=whole[None, None])
     for stack in (torch.stack([unit, unit]), np.stack([np.asarray(picture)] * 2)):
         inputs = processor(images=stack)
         assert torch.equal(inputs["pixel_values"], torch.cat([expected, expected])) and len(inputs["input_ids"]) == 2
@@ -270,6 +277,8 @@ def test_the_decision_files_are_uploaded_with_the_processor(processor, tmp_path,
 def test_bad_input_is_named(processor, picture):
     with pytest.raises(ValueError, match="'smile'.*detection"):
         processor(images=picture, task="smile")
+    with pytest.raises(ValueError, match=r"Unknown task \['detection', 'intensity'\]"):
+        processor(images=picture, task=["detection", "intensity"])
     with pytest.raises(ValueError, match="AU99"):
         processor(images=picture, action_units=["AU99"])
     with pytest.raises(ValueError, match="not both"):

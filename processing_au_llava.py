@@ -5,6 +5,7 @@ from os.path import dirname
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, BitImageProcessorPil, LlavaProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import is_numpy_array
 
 from .action_units import ActionUnit, describe, get_task, other_sides, select
 from .answers_au_llava import AnswersMixin
@@ -140,7 +141,8 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
 
         Args:
             images: A crop, a list or a stack of crops: paths, URLs, PIL images or arrays of any mode, size and
-                orientation, or tensors with the channels first, of values from 0 to 1 or 255.
+                orientation, or tensors with the channels first, of values from 0 to 1 or 255. With `do_rescale=False`
+                arrays and tensors go to the image processor as they are, of values from 0 to 1.
             text (`str` or `list[str]`, *optional*): Prompts of your own, with `<image>` in them, instead of a task.
             task (`str`, *optional*, defaults to `"detection"` when there is no `text`): `detection`, `intensity_level`
                 or `intensity`.
@@ -153,7 +155,8 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
         Raises:
             ValueError: Unknown task or Action Unit, no picture in `images`, or one that cannot be read.
         """
-        images = None if images is None else _opened(images, kwargs.get("do_rescale", True))
+        scale = (kwargs | kwargs.get("images_kwargs", {})).get("do_rescale", True)
+        images = None if images is None else _opened(images, scale)
         if isinstance(images, list) and not images:
             raise ValueError("`images` holds no picture; give at least one face crop.")
         if text is None and images is not None:
@@ -215,12 +218,12 @@ class AuLlavaProcessor(AnswersMixin, LlavaProcessor):
 
 
 def _opened(images, scale: bool):
-    """Open every picture in a nested list; tensors of what need not be scaled pass as they are."""
+    """Open every picture in a nested list; tensors and arrays of what need not be scaled pass as they are."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return [_opened(image, scale) for image in images]
+    if not scale and (isinstance(images, torch.Tensor) or is_numpy_array(images)):
+        return images
     if isinstance(images, torch.Tensor):
-        if not scale:
-            return images
         images = images.movedim(0, -1) if images.shape[0] in (1, 3, 4) else images
         images = (images.float() if images.is_floating_point() else images).cpu().numpy()
     return open_image(images)

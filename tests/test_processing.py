@@ -99,7 +99,9 @@ def test_tensors_give_what_pictures_give(processor, picture):
     for tensor in (whole, whole.float(), unit, over, unit.movedim(0, -1), unit.bfloat16(), whole.bfloat16()):
         found = processor(images=tensor)["pixel_values"]
         torch.testing.assert_close(found, expected, atol=0.02 if tensor.dtype == torch.bfloat16 else 1e-6, rtol=0)
-    torch.testing.assert_close(processor(images=unit, do_rescale=False)["pixel_values"], expected)
+    for ready in (unit, unit.movedim(0, -1).numpy()):
+        for unscaled in ({"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}):
+            torch.testing.assert_close(processor(images=ready, **unscaled)["pixel_values"], expected)
     grey = processor(images=np.array(picture)[..., 0])["pixel_values"]
     assert torch.equal(processor(images=whole[0])["pixel_values"], grey)
     clear = torch.cat([whole, torch.zeros_like(whole[:1])])  # an alpha channel of 0

@@ -237,7 +237,8 @@ def fingerprint(part: Recording) -> str:
         [
             part.dataset, part.task, part.action_units, part.subject, part.sequence, part.numbers, part.left_out,
             part.labels.tobytes().hex(),
-            [(*path.absolute().parts[-2:], path.stat().st_size) for path in files if path],
+            # A link that leads nowhere has no size; whoever opens it tells so.
+            [(*path.absolute().parts[-2:], path.is_file() and path.stat().st_size) for path in files if path],
         ]
     )  # fmt: skip
 

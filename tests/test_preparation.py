@@ -139,14 +139,17 @@ def test_faces_are_aligned_as_in_photographs_and_empty_pictures_told(tmp_path):
 
 
 def test_one_bad_picture_does_not_harm_the_others(tmp_path):
-    paths = [save(tmp_path / f"{n}.jpg", 30 * n) for n in range(1, 6)]
+    paths = [save(tmp_path / f"{n}.jpg", 30 * n) for n in range(1, 7)]
     paths[1].write_bytes(paths[1].read_bytes()[:200])
     paths[2].write_bytes(b"")
-    labels = np.array([[1.0], [1.0], [1.0], [np.nan], [0.0]])
+    paths[5].unlink()
+    paths[5].symlink_to(tmp_path / "not mounted" / "6.jpg")
+    labels = np.array([[1.0], [1.0], [1.0], [np.nan], [0.0], [1.0]])
     manifest, _ = prepare([own_recording(paths, labels=labels)], tmp_path / "out", NONE)
     assert [row["frame"] for row in rows(tmp_path / "out")] == [1, 5]
     why = {entry["frames"][0]: entry["why"] for entry in manifest["left_out"]}
-    assert why[4] == "no known label" and set(why) == {2, 3, 4}
+    assert why[4] == "no known label" and set(why) == {2, 3, 4, 6}
+    assert why[6].startswith(f"unreadable image: {paths[5]}: no such file")
     assert why[2].startswith(f"unreadable image: {paths[1]}") and why[3].startswith(f"unreadable image: {paths[2]}")
 
 
@@ -158,6 +161,20 @@ def test_a_truncated_video_is_reported(tmp_path):
     entry = next(entry for entry in manifest["left_out"] if entry["sequence"] == "SN003")
     assert "LeftVideoSN003_comp.avi cannot be read beyond frame" in entry["why"]
     assert manifest["subjects"]["SN003"] + len(entry["frames"]) == 6 and manifest["subjects"]["SN013"] == 6
+
+
+def test_a_link_to_a_video_that_is_gone_costs_that_video_alone(tmp_path):
+    tree = disfa_tree(tmp_path / "DISFA")
+    video = tree / "Videos_LeftCamera" / "LeftVideoSN003_comp.avi"
+    film = video.rename(tmp_path / video.name)
+    video.symlink_to(tmp_path / "not mounted" / video.name)
+    manifest, _ = prepare(disfa.find_recordings(tree), tmp_path / "out", NONE)
+    assert manifest["subjects"] == {"SN003": 0, "SN010": 5, "SN013": 6}
+    assert "LeftVideoSN003_comp.avi cannot be read beyond frame 0" in str(manifest["left_out"])
+    video.unlink()
+    video.symlink_to(film)
+    manifest, made = prepare(disfa.find_recordings(tree), tmp_path / "out", NONE)
+    assert made == 1 and manifest["subjects"]["SN003"] == 6
 
 
 def test_other_settings_need_another_folder(tree, tmp_path):

@@ -16,6 +16,7 @@ Prepare the crops once, straight from the videos, then load a fold:
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,24 +123,29 @@ def find_recordings(data_dir: str | Path, camera: str = "left", skip_bad_labels:
         labelled = sorted(set().union(*columns))
         gaps = sorted(set(range(1, max(labelled, default=0))) - set(labelled))
         left_out = [(number, "no label") for number in gaps]
-        if subject not in videos:
-            left_out += [(number, f"no video of the {camera} camera") for number in labelled]
-            labelled = []
+        films = videos[subject]
+        if len(films) != 1:
+            why = f"two videos: {', '.join(map(str, films))}" if films else f"no video of the {camera} camera"
+            left_out += [(number, why) for number in labelled]
+            labelled, films = [], [None]
         values = np.array([[column.get(number, np.nan) for column in columns] for number in labelled])
         found.append(
             Recording(
                 "disfa", "intensity_level", PRESETS["disfa"], subject, subject, tuple(labelled),
-                values.reshape(-1, len(columns)), video=videos.get(subject), camera=camera, left_out=tuple(left_out),
+                values.reshape(-1, len(columns)), video=films[0], camera=camera, left_out=tuple(left_out),
             )
         )  # fmt: skip
     settle(problems, skip_bad_labels)
     return found
 
 
-def _videos(root: Path, camera: str) -> dict[str, Path]:
-    """The camera's video of each subject; names are spelt with capitals here and there."""
-    name = re.compile(rf"{camera}video(SN\d{{3}})_comp\.avi", re.IGNORECASE)
-    return {match.group(1).upper(): path for path in sorted(root.glob("*/*")) if (match := name.fullmatch(path.name))}
+def _videos(root: Path, camera: str) -> dict[str, list[Path]]:
+    """The camera's videos of each subject; names are spelt with capitals here and there."""
+    name, found = re.compile(rf"{camera}video(SN\d{{3}})_comp\.avi", re.IGNORECASE), defaultdict(list)
+    for path in sorted(root.glob("*/*")):
+        if match := name.fullmatch(path.name):
+            found[match.group(1).upper()].append(path)
+    return found
 
 
 @dataclass

@@ -102,6 +102,14 @@ def test_missing_labels_are_reported_and_videos_found_whatever_their_capitals(tr
         find_recordings(tree / "ActionUnit_Labels")
 
 
+def test_two_videos_of_one_camera_are_not_chosen_from(tree):
+    copy = write_video(tree / "cropped" / "leftvideosn010_comp.avi", [200] * 6)
+    found = {recording.subject: recording for recording in find_recordings(tree)}
+    assert found["SN010"].numbers == () and found["SN013"].numbers == (1, 2, 3, 4, 5, 6)
+    both = f"two videos: {tree / 'Videos_LeftCamera' / 'LeftVideoSN010_comp.avi'}, {copy}"
+    assert found["SN010"].left_out[-1] == (6, both)
+
+
 def test_frame_n_is_the_nth_picture_of_the_video(tree):
     recording = find_recordings(tree)[1]
     assert recording.subject == "SN010"

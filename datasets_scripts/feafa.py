@@ -94,7 +94,8 @@ def find_recordings(data_dir: str | Path, part: str = "A", skip_bad_labels: bool
         raise FileNotFoundError(f"{data_dir}: no .auw files in folders like {sources[0]}001.output.")
     known = {subject for group in PARTS for subject in group}
     problems = [f"{data_dir}: {name} is no sequence of FEAFA+" for name in sorted(set(labels) - known)]
-    found = [_recording(name, labels[name], pictures[name], problems) for name in sorted(known & set(labels))]
+    names = sorted(known & (labels.keys() | pictures.keys()))  # of a video without any label, too, it is told
+    found = [_recording(name, labels[name], pictures[name], problems) for name in names]
     settle(problems, skip_bad_labels)
     return found
 

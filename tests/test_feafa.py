@@ -82,6 +82,12 @@ def test_the_picture_beside_the_label_comes_first_and_others_are_not_chosen_from
     assert found["PV008"].numbers == () and found["PV008"].left_out[0][1].startswith("two pictures: ")
 
 
+def test_a_video_without_any_label_is_told(tree):
+    save(tree / "FEAFA-A" / "PV002.output" / "00000004.jpg", 40)
+    found = {recording.sequence: recording for recording in find_recordings(tree)}
+    assert found["PV002"].numbers == () and found["PV002"].left_out == ((4, "no label"),)
+
+
 def test_parts_a_and_b(tree, tmp_path):
     assert [recording.sequence for recording in find_recordings(tree, "B")] == ["SN010"]
     assert len(find_recordings(tree, "AB")) == 4

@@ -117,6 +117,8 @@ def _build(name: str, place: str, split: str, options: dict) -> Dataset:
         remedy = "Name another: split=..."
         if split == "validation" and name != "synthetic":  # not the test people, by whom nothing may be chosen
             remedy = "Leave eval_data out, and keep some of the training people for validation with held_out."
+        elif folder == "crops_dir":  # neither are these
+            remedy = "Give options that take some of these crops, such as FEAFA's part=B, or other crops."
         raise ValueError(f"{name}:{place} has no rows in the split {split!r}; it has: {found}. {remedy}")
     return builder.as_dataset(split)
 

@@ -7,6 +7,7 @@ from au_llava.action_units import PRESETS
 from au_llava.datasets_scripts import csv_labels, disfa
 from au_llava.datasets_scripts.csv_labels import CsvLabels, read_csv
 from au_llava.datasets_scripts.feafa import PARTS, Feafa, find_recordings, in_random_test, main, read_auw
+from au_llava.datasets_scripts.sources import Source
 
 
 @pytest.fixture
@@ -95,6 +96,20 @@ def test_parts_a_and_b(tree, tmp_path):
         find_recordings(tree, "C")
     with pytest.raises(FileNotFoundError, match="PV001.output"):
         find_recordings(tree / "pictures")
+
+
+def test_crops_of_part_b_say_which_option_takes_them(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    save(tree / "FEAFA-B" / "SN002.output" / "00000007.jpg", 60)
+    write_auw(tree / "FEAFA-B" / "SN002.output" / "00000007.auw", [0.5] * 24)
+    write_auw(tree / "FEAFA-B" / "SN013.output" / "00000007.auw", [0.5] * 24)
+    save(tree / "FEAFA-B" / "SN013.output" / "00000007.jpg", 60)
+    main(["--data_dir", str(tree), "--output_dir", str(tmp_path / "b"), "--part", "B", "--detector", "none",
+          "--workers", "1"])  # fmt: skip
+    source = f"feafa:{tmp_path / 'b'}?config_name=subject"
+    with pytest.raises(ValueError, match=r"train \(0 rows\), test \(0 rows\). Give options .* FEAFA's part=B"):
+        Source(source).rows()
+    assert [len(Source(f"{source}&part=B").rows(split)[0]) for split in ("train", "test")] == [1, 2]
 
 
 def test_all_problems_are_raised_at_once_or_left_out_on_purpose(tree):

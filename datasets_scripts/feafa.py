@@ -15,6 +15,7 @@ Prepare the crops once, then load a split:
 import hashlib
 import os
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,11 @@ def _files(root: Path, sources: tuple[str, ...]) -> tuple[dict, dict]:
     labels: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     pictures: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     home, read = root.absolute().parent, set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+
+    def tell(error: OSError) -> None:
+        print(f"Passed over, for it cannot be read: {error.filename} ({error.strerror}).", file=sys.stderr)
+
+    for folder, folders, names in os.walk(root, onerror=tell, followlinks=True):
         sequences = re.findall(r"(?:PV|SN)\d{3}", str(Path(folder).absolute().relative_to(home)).upper())
         place = (os.path.realpath(folder), *sequences[-1:])
         if place in read:  # a link leads here as well, perhaps one from within

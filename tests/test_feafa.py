@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 from dataset_trees import feafa_tree, save, shade, write_auw
@@ -87,6 +88,19 @@ def test_a_video_without_any_label_is_told(tree):
     save(tree / "FEAFA-A" / "PV002.output" / "00000004.jpg", 40)
     found = {recording.sequence: recording for recording in find_recordings(tree)}
     assert found["PV002"].numbers == () and found["PV002"].left_out == ((4, "no label"),)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tree, monkeypatch, capsys):
+    scan, closed = os.scandir, str(tree / "FEAFA-A" / "PV003.output")
+
+    def refused(path):
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert [recording.sequence for recording in find_recordings(tree)] == ["PV001", "PV008"]
+    assert capsys.readouterr().err == f"Passed over, for it cannot be read: {closed} (Permission denied).\n"
 
 
 def test_parts_a_and_b(tree, tmp_path):

@@ -12,6 +12,7 @@ from transformers import Gemma3TextConfig, MistralConfig, set_seed
 from undecided import TASKS, generated, inputs_for, undecided_model
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
+from au_llava.grammar_au_llava import ValueReader
 from au_llava.readout_au_llava import PREFIXES
 
 
@@ -98,6 +99,26 @@ def test_single_token_distribution_is_the_models_own_softmax(model, processor):
         logits = model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"]).logits[0, -1]
     expected = logits[grammar.value_tokens[:, 0]].softmax(0)
     torch.testing.assert_close(answer.distributions[0, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_after_other_digits_than_those_chosen_nothing_is_known(processor):
+    grammar = processor.grammar("intensity", "AU1,AU12")
+    size = (2, len(grammar), 1 + int(grammar.value_tokens.max()))
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    reader = ValueReader(grammar, logits.device)
+    written, read = reader.choose(logits)
+    found = reader.distribution(read, written)
+    for row, number in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        expected = torch.ones(len(grammar.values))
+        for value, tokens in enumerate(grammar.value_tokens):
+            for place, slot in enumerate(grammar.slots()[number]):
+                alike = (grammar.value_tokens[:, :place] == tokens[:place]).all(1)
+                rivals = grammar.value_tokens[alike, place].unique()
+                chances = torch.full((len(rivals),), 1 / len(rivals))
+                if torch.equal(tokens[:place], written[row, number, :place]):
+                    chances = logits[row, slot, rivals].softmax(-1)
+                expected[value] *= chances[rivals == tokens[place]].item()
+        torch.testing.assert_close(found[row, number], expected)
 
 
 def test_a_right_draft_is_verified_in_one_pass_and_a_wrong_one_changes_nothing(model, processor):

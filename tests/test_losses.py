@@ -136,6 +136,11 @@ def test_rare_units_count_more_and_their_mean_weight_is_one(batch_of):
     torch.testing.assert_close(batch["token_weights"][~digits & (batch["labels"] != -100)].unique(), torch.ones(1))
 
 
+def test_a_handful_of_labels_does_not_rule_the_training(batch_of):
+    batch = batch_of([row("detection", "AU1", [1])], rare_weight=1.0, shares={("detection", "AU1"): 1e-4})
+    torch.testing.assert_close(batch["token_weights"].max(), torch.tensor(0.5 / 0.01))  # as of a hundredth
+
+
 def test_targets_follow_shuffled_and_partial_questions(processor):
     labels = [0.12 * number for number in range(8)]
     rows = [row("intensity", ",".join(f"FEAFA{number}" for number in range(1, 9)), labels) for _ in range(2)]

@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pictures a step; 16, with --quick 4")
     parser.add_argument("--steps", type=int, help="optimizer steps a way; 12, with --quick 3")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
-    parser.add_argument("--ways", help="only the ways whose name holds this")
+    parser.add_argument("--ways", help="only the ways whose name holds this, torch.compile among them")
     parser.add_argument("--quick", action="store_true", help="the tiny pair and few steps; no torch.compile")
     parser.add_argument(
         "--processor_time", action="store_true", help="count this process's seconds on the CPU: for a busy machine"
@@ -296,7 +296,7 @@ def main() -> None:
         if args.ways and args.ways not in way.name:
             continue
         skipped = None
-        if settings.get("torch_compile") and (args.quick or args.pair == "paper" and not args.ways):
+        if settings.get("torch_compile") and (args.quick or not args.ways):
             skipped = "left out, for compiling takes minutes; --ways torch.compile measures it alone"
         elif settings.get("torch_compile") and device == "cpu" and not shutil.which("g++"):
             skipped = "torch.compile needs a C++ compiler, and there is no g++"

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import tiny_model
 from PIL import Image
 from test_training import layout, make_trainer  # noqa: F401 (a fixture)
@@ -86,10 +87,25 @@ def test_at_the_defaults_the_loss_is_the_plain_one(tokenizer, layout, mixed, tmp
         batch = collator(layout, **settings)(copy.deepcopy(mixed))
         loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(80))
         loss.backward()
-        results.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}))
+        (right,) = trainer._metrics["train"]["mean_token_accuracy"]
+        results.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}, right))
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-5)
+    assert results[0][2] == pytest.approx(results[1][2])
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_mean_over_processes_is_that_over_all_their_words(tokenizer, layout, mixed, tmp_path, monkeypatch):  # noqa: F811
+    model = tiny_model(copy.deepcopy(tokenizer)).train()
+    trainer = make_trainer(AnswerTrainer, model, layout, mixed, tmp_path)
+
+    def loss(words: torch.Tensor | None) -> torch.Tensor:
+        return trainer.compute_loss(trainer.model, collator(layout)(copy.deepcopy(mixed)), num_items_in_batch=words)
+
+    alone, own = loss(torch.tensor(80)), loss(None)
+    monkeypatch.setattr(Accelerator, "num_processes", 4)
+    torch.testing.assert_close(loss(torch.tensor(80)), 4 * alone)
+    torch.testing.assert_close(loss(None), own)
 
 
 def test_words_are_scored_at_the_answers_alone(tokenizer, layout, mixed, tmp_path):  # noqa: F811

@@ -89,6 +89,17 @@ def test_values_and_probabilities_are_consistent(model, processor, task):
         assert torch.equal(answer.distributions.argmax(-1, keepdim=True), picked)
 
 
+def test_prompts_of_one_length_that_differ_are_each_read(model, tokenizer):
+    processor = AuLlavaProcessor.from_backbones(
+        None, copy.deepcopy(tokenizer), patch_size=56, prompt_layout="text_first"
+    )
+    grammar, inputs = processor.grammar("intensity", "feafa"), inputs_for(processor, "intensity", "feafa", count=2)
+    inputs["input_ids"][1, 5:9] = inputs["input_ids"][1, 9:13].clone()
+    together = model.recognize(**inputs, grammar=grammar)
+    alone = model.recognize(**{name: tensor[1:] for name, tensor in inputs.items()}, grammar=grammar)
+    torch.testing.assert_close(together.distributions[1:], alone.distributions, atol=1e-5, rtol=0)
+
+
 def test_single_token_distribution_is_the_models_own_softmax(model, processor):
     grammar, inputs = processor.grammar("detection", "AU12"), inputs_for(processor, "detection", "AU12", count=1)
     answer = model.recognize(**inputs, grammar=grammar)

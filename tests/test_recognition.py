@@ -57,6 +57,16 @@ def test_a_mirrored_face_gets_the_mirrored_answer(model, processor, task, readou
     torch.testing.assert_close(answer.distributions.gather(-1, near)[..., 0], answer.probabilities)
 
 
+def test_sides_that_are_sure_of_different_levels_are_both_heard(model, processor):
+    answer, _, grammar = ask(model, processor, "intensity_level", "AU12")
+    answer.distributions = torch.eye(6)[[0, 1, 2, 0, 1, 4]][:, None]  # three faces, then their mirror images
+    answer.sequences = answer.sequences.repeat(2, 1)
+    joint = answer.both_sides(grammar)
+    expected = torch.eye(6)[[0, 1, 2]][:, None]
+    expected[2, 0, [2, 4]] = 0.5
+    torch.testing.assert_close(joint.distributions, expected, atol=1e-3, rtol=0)
+
+
 def test_amid_a_training_answers_are_those_in_use_and_nothing_is_learnt(model, processor):
     own = copy.deepcopy(model)
     for layer in own.model.language_model.layers:

@@ -289,8 +289,10 @@ def test_one_wrong_frame_goes_though_frames_are_unevenly_apart(rate, fps):
         {"file": "a.mp4", "time": place / rate, "face": 1, key: 0.1 if number == 4 else 0.9}
         for number, place in enumerate(places)
     ]
-    found = smoothed(rows, [("detection", select("AU1"))], 2 / fps, 1 / fps)
-    assert [row[key] for row in found] == [0.9] * len(rows)
+    asked = [("detection", select("AU1"))]
+    assert [row[key] for row in smoothed(rows, asked, 2 / fps, 1 / fps)] == [0.9] * len(rows)
+    rows[5][key] = 0.1  # two of the three in a window: no farther frame has a say
+    assert [row[key] for row in smoothed(rows, asked, 2 / fps, 1 / fps)] == [row[key] for row in rows]
 
 
 def test_a_window_without_another_frame_is_refused(clip, folder, capsys):

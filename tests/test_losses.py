@@ -80,17 +80,20 @@ def test_each_digit_of_a_decimal_gets_its_share_of_the_curve(processor):
 
 
 def test_at_the_defaults_the_loss_is_the_plain_one(tokenizer, layout, mixed, tmp_path):  # noqa: F811
-    results = []
+    results, rights = [], []
     for kind, settings in ((SFTTrainer, {}), (AnswerTrainer, {"format_weight": 1.0})):
         model = tiny_model(copy.deepcopy(tokenizer)).train()
         trainer = make_trainer(kind, model, layout, mixed, tmp_path)
         batch = collator(layout, **settings)(copy.deepcopy(mixed))
         loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(80))
         loss.backward()
-        (right,) = trainer._metrics["train"]["mean_token_accuracy"]
-        results.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}, right))
+        results.append((loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}))
+        with torch.no_grad():  # a model that says a comma here and there
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(",")] *= 100
+            trainer.compute_loss(trainer.model, batch)
+        rights.append(trainer._metrics["train"]["mean_token_accuracy"][-1])
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-5)
-    assert results[0][2] == pytest.approx(results[1][2])
+    assert 0 < rights[0] == pytest.approx(rights[1])
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], atol=1e-6, rtol=1e-4, msg=name)
 

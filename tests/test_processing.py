@@ -201,7 +201,7 @@ def test_intervals_lie_around_answers_where_a_calibration_tells_them(processor, 
     fitted = {"temperature": 1.0, "margins": {"AU1": [0.06, 0.2], "AU4": [0.1, 0.25]}}
     monkeypatch.setattr(processor, "calibration", {"intensity": fitted})
     grid = torch.tensor(get_task("intensity").values)
-    values = torch.tensor([[0.0, 0.5, 0.9], [0.3, 0.5, 0.0]])
+    values = torch.tensor([[0.0, 0.5, 0.9], [0.01, 0.5, 0.0]])
     recognition = Recognition(
         sequences=torch.zeros(2, 1, dtype=torch.long), values=values, probabilities=values, expected_values=values,
         distributions=(grid == values[..., None]).float(), forwards=1,
@@ -211,7 +211,7 @@ def test_intervals_lie_around_answers_where_a_calibration_tells_them(processor, 
         faces = processor.read(recognition, "intensity", "AU1,AU2,AU4", **how)
         return [[unit.get("interval") for unit in face.values()] for face in faces]
 
-    assert told(recognition) == [[[0.0, 0.06], None, [0.65, 1.0]], [[0.1, 0.5], None, [0.0, 0.1]]]
+    assert told(recognition) == [[[0.0, 0.06], None, [0.65, 1.0]], [[0.0, 0.21], None, [0.0, 0.1]]]
     nothing = [[None] * 3] * 2
     assert told(recognition, calibrated=False) == nothing
     assert told(recognition.decide("median", grid)) == nothing, "they were fitted to other answers"

@@ -238,6 +238,22 @@ def test_an_interval_grows_to_the_more_probable_side_until_it_holds_enough():
         assert recognition.intervals({"mass": mass}, ["AU1", "AU2"], levels).tolist() == [ends]
 
 
+def test_presence_told_by_levels_has_their_temperature_where_no_threshold_was_fitted(processor, monkeypatch):
+    fitted = {"intensity_level": {"temperature": 3.0}, "detection": {"thresholds": {"AU1": 0.4}}}
+    monkeypatch.setattr(processor, "calibration", fitted)
+    levels = torch.tensor([0.55, 0.0, 0.15, 0.15, 0.15, 0.0]).expand(1, 2, 6)
+    zeros = torch.zeros(1, 2)
+    answer = Recognition(
+        sequences=zeros.long(), values=zeros, probabilities=levels[..., 0], expected_values=zeros,
+        distributions=levels, forwards=1,
+    )  # fmt: skip
+    told = [processor.told(answer, "intensity_level", "detection", "AU1,AU2", calibrated=how) for how in (True, False)]
+    softened = 3 * 0.15 ** (1 / 3) / (3 * 0.15 ** (1 / 3) + 0.55 ** (1 / 3))
+    expected = torch.tensor([[0.45, softened], [0.45, 0.45]])
+    torch.testing.assert_close(torch.cat([one.expected_values for one in told]), expected, atol=1e-3, rtol=0)
+    assert torch.cat([one.values for one in told]).tolist() == [[0, 1], [0, 0]]
+
+
 def test_saving_and_loading_keeps_everything(processor, picture, tmp_path):
     other = AuLlavaProcessor(
         processor.image_processor, copy.deepcopy(processor.tokenizer), patch_size=56, prompt_layout="text_first"

@@ -95,7 +95,13 @@ def test_detection_columns_that_break_formulas(detection):
     absent, full, missed, unknown = result["action_units"].values()
     assert (absent["f1"], absent["roc_auc"], absent["average_precision"]) == (0, 0.5, 0)
     assert (full["f1"], full["roc_auc"], full["balanced_accuracy"]) == (1, 0.5, 1)
-    assert missed["f1"] == 0 and np.isnan(unknown["f1"]) and unknown["support"] == 0
+    assert (missed["f1"], missed["roc_auc"], missed["support"], missed["positives"]) == (0, 0.5, 2, 1)
+    assert np.isnan(unknown["f1"]) and unknown["support"] == unknown["positives"] == 0 and unknown["unknown"] == 2
+    assert unknown.keys() == full.keys()
+    hard = detection.compute(predictions=predictions, references=references)["action_units"]
+    assert hard["3"].keys() == hard["1"].keys() == full.keys() - {"roc_auc", "average_precision"}
+    alone = detection.compute(predictions=[[0], [0]], references=[[0], [1]], probabilities=[[0.2], [0.4]])
+    assert alone["roc_auc"] == 1, "one picture with the unit is enough to rank"
     assert result["f1"] == pytest.approx(1 / 3), "the column without labels stays out of the mean"
     assert set(result["degenerate"]) == {"0", "1", "2", "3"}
 
@@ -103,15 +109,15 @@ def test_detection_columns_that_break_formulas(detection):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"predictions": [[0.4]]}, "other than 0 and 1"),
-        ({"references": [[9.0]]}, "NaN"),
-        ({"probabilities": [[1.2]]}, "0 to 1"),
+        ({"predictions": [[0.4], [1.0]]}, "other than 0 and 1"),
+        ({"references": [[9.0], [1.0]]}, "NaN"),
+        ({"probabilities": [[1.2], [1.0]]}, "0 to 1"),
         ({"action_units": ["AU1", "AU2"]}, "do not fit"),
     ],
 )
 def test_detection_refuses(detection, change, message):
     with pytest.raises(ValueError, match=message):
-        detection.compute(**{"predictions": [[1.0]], "references": [[1.0]]} | change)
+        detection.compute(**{"predictions": [[1.0], [0.0]], "references": [[1.0], [0.0]]} | change)
 
 
 def test_both_refuse_what_would_be_scored_wrongly(detection, intensity):
@@ -174,6 +180,7 @@ def test_intensity_columns_that_break_formulas(intensity):
     assert np.isnan(zero["mae_nonzero"]) and zero["mae"] == 1
     assert [constant[name] for name in ("pearson", "ccc", "icc31", "icc21")] == [0, 0, 0, 0], "0.1 + 0.2 is 0.3"
     assert np.isnan(unknown["mae"]) and both["icc31"] == 0
+    assert [[column["nonzero"], column["base_rate"]] for column in (zero, constant)] == [[0, 0], [3, 1]]
     assert result["mae"] == pytest.approx((1 + 1.7 + 0.1) / 3)
     assert set(result["degenerate"]) == {"0", "1", "2", "3"}
     with pytest.raises(ValueError, match="NaN or infinite"):

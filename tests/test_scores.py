@@ -321,6 +321,17 @@ def test_thresholds_and_temperatures_are_the_best():
     ratio = calibration.fit_temperature(sharp) / calibration.fit_temperature(answers)
     assert ratio == pytest.approx(4, rel=0.01)
     assert calibration.fit_threshold(np.zeros(3), np.ones(3)) == 0.5
+    alone = np.arange(30) == 7  # resampled pictures without it tell nothing
+    assert calibration.fit_threshold(alone.astype(float), 0.1 + 0.8 * alone) == pytest.approx(0.5)
+
+
+def test_a_threshold_is_the_best_of_all_cuts_where_probabilities_are_alike():
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        truth, probability = generator.integers(0, 2, 8).astype(float), generator.integers(0, 5, 8) / 5
+        truth[0] = 1
+        best = max(f1_score(truth, probability >= cut) for cut in probability)
+        assert f1_score(truth, probability >= calibration.best_threshold(truth, probability)) == pytest.approx(best)
 
 
 def test_thresholds_hang_less_on_single_pictures_than_where_f1_peaks():

@@ -302,6 +302,16 @@ def test_values_that_hardly_vary_still_correlate():
     assert bootstrap.intensity_scores(constant)["pearson"] == 0
 
 
+def test_it_is_told_how_often_each_unit_occurs():
+    answers = make_answers("intensity")
+    answers.labels[:, 0], answers.labels[:4, 0] = np.nan, [0.0, 0.01, 0.0, 1.0]  # shut, a trace, shut, all of it
+    answers.labels[:, 1] = np.nan
+    result = score(answers, resamples=2)
+    known = answers.labels[~np.isnan(answers.labels[:, 2]), 2]
+    assert list(result["base_rate"].values()) == pytest.approx([0.5, 0, (known > 0).mean()], abs=1e-6)
+    assert result["unknown"] == 356 - len(known) and result["samples"] == 120
+
+
 def test_thresholds_and_temperatures_are_the_best():
     answers = make_answers(split="validation", noise=1.2)
     fitted = calibration.fit({"detection": answers})["detection"]

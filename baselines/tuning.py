@@ -10,7 +10,7 @@ from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.backbones_au_llava import patches_of
 from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
 from checkpoint.cost import operations
-from checkpoint.pretrain import fast_in_bfloat16
+from checkpoint.pretrain import autocast
 from checkpoint.rate import set_rate
 from evaluation.data import EvaluationSet
 from evaluation.scores import is_detection
@@ -85,7 +85,7 @@ def tune(
         images, labels = augmented(train, rows, generator)
         labels = labels.to(device)
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+        with autocast(device):
             features = mean_features(model, pixels)
         said = head(features)
         losses = []

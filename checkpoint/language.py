@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from au_llava.action_units import PRESETS, TASKS
 from checkpoint.begun import begin, version_of
-from checkpoint.pretrain import UNITS, fast_in_bfloat16, middle, read_shards, units_of
+from checkpoint.pretrain import UNITS, autocast, middle, read_shards, units_of
 from checkpoint.questions import Question, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
 
@@ -101,7 +101,7 @@ def main() -> None:
         seen = faces[torch.randint(len(faces), (len(answer),))].clone()
         exact = activations[chosen][:, None]
         seen[:, :, :UNITS] = exact + NOISE * torch.randn(*seen.shape[:2], UNITS)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(model.device)):
+        with autocast(model.device):
             output = question.put(language, seen, answer, output_hidden_states=True)
             logits = model.lm_head(output.last_hidden_state[:, -answer.shape[1] - 1 : -1])
             state = output.hidden_states[DEPTH][:, -answer.shape[1] :]

@@ -24,7 +24,7 @@ from au_llava.modeling_au_llava import moved
 from checkpoint.begun import begin, version_of
 from checkpoint.cost import cost_of, operations, operations_of
 from checkpoint.muon import make_optimizers
-from checkpoint.pretrain import SIZE, fast_in_bfloat16, image_tokens, middle, read_shards
+from checkpoint.pretrain import SIZE, autocast, image_tokens, middle, read_shards
 from checkpoint.questions import LISTS, ROUND, Question, open_model, read_labels, trained_lists, training_shards
 from checkpoint.rate import set_rate
 
@@ -151,7 +151,7 @@ def practise(
         """Of one question about some faces; the answers of the rows `hidden` are not shown."""
         question = questions[asked]
         seen = torch.where(hidden, question.grammar.neutral_draft(), question.write(wanted))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+        with autocast(device):
             output = question.put(language, projector(image.float()), seen)
             logits = model.lm_head(output.last_hidden_state[:, -seen.shape[1] - 1 : -1])
         return answer_loss(question, logits, wanted, tables[asked], spreads[asked], args.format_weight)

@@ -266,6 +266,11 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """In which products are of 16 bits where that is faster."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device))
+
+
 def image_tokens(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """What the language model will see: patches, `(batch, tokens, width)`, without a class token."""
     features = encoder(pixel_values.contiguous(memory_format=torch.channels_last)).last_hidden_state
@@ -324,8 +329,7 @@ class Pretrainer(nn.Module):
 
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(3,)`: mean squared errors of units, displacements and landmarks in a batch of [`augment`]."""
-        device = batch["images"].device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+        with autocast(batch["images"].device):
             guesses = self(batch["images"])
         pairs = zip(guesses, self.wanted(batch), strict=True)
         units, flow, landmarks = ((guess.float() - right).pow(2).flatten(1).mean(1) for guess, right in pairs)
@@ -340,8 +344,7 @@ class Pretrainer(nn.Module):
         """
         seen, rows = [], []
         for batch in batches:
-            device = batch["images"].device
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+            with autocast(batch["images"].device):
                 seen.append(image_tokens(self.encoder, batch["images"]).float())
             rows.append((*self.wanted(batch), ~batch["flipped"]))
         tokens = torch.cat(seen)
@@ -373,6 +376,9 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.data["images"])
+
+    def __getitem__(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: values[rows] for name, values in self.data.items()}
 
     def look(self) -> None:
         """Read the files that are new; with a pool, take what it has read of those of earlier looks."""
@@ -453,17 +459,16 @@ def main() -> None:
 
     optimizers = make_optimizers(encoder, list(model.parameters()), args.learning_rate)
     epoch, before, began = 0, 0.0, time.monotonic()
-    if args.encoder and not state_file.is_file():
-        generator = torch.Generator(device).manual_seed(1000 * args.seed + 999)
-        some = torch.randperm(len(faces), generator=generator, device=device)[:FIRST].split(args.batch_size)
-        parts = ({name: values[rows] for name, values in faces.data.items()} for rows in tqdm(some, desc="heads"))
-        model.fit_heads(augment(part, generator, args.strength[0]) for part in parts)
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(known)
         epoch, before = state["epoch"], state["minutes"]
+    elif args.encoder:
+        generator = torch.Generator(device).manual_seed(1000 * args.seed + 999)
+        some = torch.randperm(len(faces), generator=generator, device=device)[:FIRST].split(args.batch_size)
+        model.fit_heads(augment(faces[rows], generator, args.strength[0]) for rows in tqdm(some, desc="heads"))
 
     def minutes() -> float:
         return before + (time.monotonic() - began) / 60
@@ -490,9 +495,8 @@ def main() -> None:
                 break
             set_rate(optimizers, args.learning_rate, done, 0.03)
             rows = order[step * args.batch_size : (step + 1) * args.batch_size]
-            batch = {name: values[rows] for name, values in faces.data.items()}
             strength = args.strength[0] + done * (args.strength[-1] - args.strength[0])
-            losses = model.losses(augment(batch, generator, strength))
+            losses = model.losses(augment(faces[rows], generator, strength))
             model.zero_grad()
             (losses * torch.tensor([1.0, 0.5, 0.5], device=device)).sum().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)

@@ -38,7 +38,7 @@ from checkpoint.cost import cost_of, operations
 from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
 from checkpoint.practice import SPREAD, encode, spread_of, value_loss
-from checkpoint.pretrain import SIZE, fast_in_bfloat16, fit_linear, middle, read_shards
+from checkpoint.pretrain import SIZE, autocast, fit_linear, middle, read_shards
 from checkpoint.questions import LISTS, Question, lifelike, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
 
@@ -59,6 +59,7 @@ def regrid(tokens: torch.Tensor, count: int) -> torch.Tensor:
     return nn.functional.interpolate(grid, (after, after), mode="bilinear").flatten(2).transpose(1, 2)
 
 
+@torch.no_grad()
 def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None:
     """Let the projector make of another encoder's image tokens what it made of the old ones, by least squares.
 
@@ -66,9 +67,7 @@ def refit(projector: nn.Linear, before: torch.Tensor, now: torch.Tensor) -> None
         before, now (`torch.Tensor` of shape `(pictures, tokens, width)`): The same pictures, by the two encoders;
             their numbers of tokens may differ.
     """
-    with torch.no_grad():
-        wanted = regrid(projector(before.float()), now.shape[1]).flatten(0, 1)
-    fit_linear(projector, now.flatten(0, 1), wanted)
+    fit_linear(projector, now.flatten(0, 1), regrid(projector(before.float()), now.shape[1]).flatten(0, 1))
 
 
 @torch.no_grad()
@@ -272,7 +271,7 @@ def train_reader(
         reached = states(model, question, tokens, own, layer.post_attention_layernorm)
         parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / PART))
         device = model.device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_in_bfloat16(device)):
+        with autocast(device):
             found = [places.half() for _, _, places in parts]
         some = torch.cat(found[: SOME // PART])
         between.append((some[:, question.between], question.grammar.template()[question.between]))

@@ -113,6 +113,11 @@ def _search(inputs: Iterable[str], leave_out: Path | None, passed: set[Path], dr
     return found
 
 
+def tell_unread(error: OSError) -> None:
+    """Say that a folder could not be read; for `os.walk`, which else leaves it out without a word."""
+    print(f"Passed over, for it cannot be read: {error.filename} ({error.strerror}).", file=sys.stderr)
+
+
 def _files(match: str, passed: set[Path]) -> list[str]:
     """A file itself; of a folder the pictures and videos below it. Other files there that can be seen are noted.
 
@@ -133,10 +138,7 @@ def _files(match: str, passed: set[Path]) -> list[str]:
         been.add(place)
         return new
 
-    def tell(error: OSError) -> None:
-        print(f"Passed over, for it cannot be read: {error.filename} ({error.strerror}).", file=sys.stderr)
-
-    for folder, folders, names in os.walk(match, onerror=tell, followlinks=True):
+    for folder, folders, names in os.walk(match, onerror=tell_unread, followlinks=True):
         seen = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in seen if adds(os.path.join(folder, name))]
         for path in (Path(folder, name) for name in names if not name.startswith(".")):

@@ -15,7 +15,6 @@ Prepare the crops once, then load a split:
 import hashlib
 import os
 import re
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..action_units import PRESETS
+from ..inputs import tell_unread
 from . import disfa
 from .builder import CropsBuilder, CropsConfig
 from .preparation import preparation_parser, run
@@ -113,11 +113,7 @@ def _files(root: Path, sources: tuple[str, ...]) -> tuple[dict, dict]:
     labels: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     pictures: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     home, read = root.absolute().parent, set()
-
-    def tell(error: OSError) -> None:
-        print(f"Passed over, for it cannot be read: {error.filename} ({error.strerror}).", file=sys.stderr)
-
-    for folder, folders, names in os.walk(root, onerror=tell, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=tell_unread, followlinks=True):
         sequences = re.findall(r"(?:PV|SN)\d{3}", str(Path(folder).absolute().relative_to(home)).upper())
         place = (os.path.realpath(folder), *sequences[-1:])
         if place in read:  # a link leads here as well, perhaps one from within

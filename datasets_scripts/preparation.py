@@ -230,6 +230,14 @@ def _faces(picture: Image.Image, detector: str) -> tuple[list[face_alignment.Fac
         return [], f"face cannot be aligned: {error}"
 
 
+def _size(path: Path) -> int | None:
+    """Bytes of a file; none of one that is not there, as where a link leads nowhere: whoever opens it tells so."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def fingerprint(part: Recording) -> str:
     """Changes when labels, or the names, folders or sizes of the pictures change."""
     files = part.images or [part.video]
@@ -237,8 +245,7 @@ def fingerprint(part: Recording) -> str:
         [
             part.dataset, part.task, part.action_units, part.subject, part.sequence, part.numbers, part.left_out,
             part.labels.tobytes().hex(),
-            # A link that leads nowhere has no size; whoever opens it tells so.
-            [(*path.absolute().parts[-2:], path.is_file() and path.stat().st_size) for path in files if path],
+            [(*path.absolute().parts[-2:], _size(path)) for path in files if path],
         ]
     )  # fmt: skip
 

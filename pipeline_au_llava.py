@@ -118,9 +118,12 @@ class FacialActionUnitPipeline(Pipeline):
             raise ValueError(f"num_workers is {workers}; give 0 or more.")
         # A picture may be a string, a file or an array itself. Columns of data sets have items, but need not be
         # iterable.
-        single = isinstance(images, (str, IOBase, Mapping, *ENCODED)) or getattr(images, "ndim", 1) not in (1, 4)
+        dimensions = getattr(images, "ndim", None)
+        single = isinstance(images, (str, IOBase, Mapping, *ENCODED)) or dimensions not in (None, 1, 4)
         if not single and hasattr(images, "__getitem__"):
-            items = _each(images) if isinstance(images, Sized) else images  # columns of streams cannot be counted
+            # Arrays and columns of tables hold their pictures, and need not count them from 0; columns of streams
+            # cannot be counted.
+            items = _each(images) if dimensions is None and isinstance(images, Sized) else images
             return list(self._stream(items, search, question, size, workers))
         if not single and isinstance(images, Iterable):
             return self._stream(images, search, question, size, workers)
@@ -258,11 +261,8 @@ class FacialActionUnitPipeline(Pipeline):
 def _each(images) -> Iterable:
     """The items of what holds many; in place of one that cannot be had, why.
 
-    A column of a data set opens its pictures as they are asked for, and ends at one that is damaged. Arrays and
-    columns of tables hold theirs, and need not count them from 0.
+    A column of a data set opens its pictures as they are asked for, and ends at one that is damaged.
     """
-    if hasattr(images, "ndim"):
-        return images
 
     def one(place: int):
         try:

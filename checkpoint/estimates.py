@@ -9,13 +9,16 @@ Faces that the encoder has not learnt from teach most: of others it tells more t
 """
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
 from au_llava import AuLlavaForConditionalGeneration
+from checkpoint.begun import KEEP, Course
 from checkpoint.cost import operations_of
 from checkpoint.muon import make_optimizers
 from checkpoint.questions import ROUND, Question, standardised
@@ -80,6 +83,8 @@ def train_estimates(
     tokens: torch.Tensor,
     labels: list[torch.Tensor],
     steps: int,
+    file: Path,
+    seed: int = 0,
 ) -> int:
     """Train the projector and the last layer's estimates, each step on one question about some faces.
 
@@ -87,6 +92,7 @@ def train_estimates(
         tokens (`torch.Tensor` of shape `(pictures, tokens, width)`): What the encoder sees of some faces.
         labels (`list[torch.Tensor]`): For each question the right answers, from [`Question.labels`].
         steps (`int`): Of 64 faces each.
+        file (`Path`): From which a stopped run goes on.
 
     Returns:
         `int`: The floating-point operations that all steps took.
@@ -101,7 +107,7 @@ def train_estimates(
         head.weight.data.copy_(values.weight[first : first + len(question.units)])
         heads.append(head)
         first += len(question.units)
-    kept = [head(words).detach() for head in heads]
+    said = [head(words).detach() for head in heads]
     trained = nn.ModuleList([projector, heads])
     model.requires_grad_(False)
     trained.requires_grad_(True)
@@ -112,21 +118,25 @@ def train_estimates(
         trained.zero_grad()
         head = heads[asked]
         loss = (head(glances[asked](tokens[rows])) - wanted[asked][rows]).pow(2).mean()
-        (loss + KEPT * (head(words) - kept[asked]).pow(2).mean()).backward()
+        (loss + KEPT * (head(words) - said[asked]).pow(2).mean()).backward()
         return loss.item()
 
     losses: list[list[float]] = [[] for _ in questions]
-    bar = tqdm(range(steps), desc="estimates", unit="step", mininterval=5)
+    course = Course(file, {"trained": trained}, optimizers)
+    done = course.at.get("step", 0)
+    bar = tqdm(range(done, steps), desc="estimates", unit="step", mininterval=5, initial=done, total=steps)
     for step in bar:
         set_rate(optimizers, RATE, step / steps, 20 / steps)
         asked = ROUND[step % len(ROUND)]
-        losses[asked].append(learn(asked, torch.randint(len(tokens), [BATCH])))
+        rows = np.random.default_rng([seed, step]).integers(len(tokens), size=BATCH)
+        losses[asked].append(learn(asked, torch.from_numpy(rows).to(tokens.device)))
         for optimizer in optimizers:
             optimizer.step()
         if step % 20 == 0:
             named = zip(questions, losses, strict=True)
-            said = {question.name: f"{sum(own[-20:]) / len(own[-20:]):.3f}" for question, own in named if own}
-            bar.set_postfix(said)
+            bar.set_postfix({question.name: f"{np.mean(own[-20:]):.3f}" for question, own in named if own})
+        if (step + 1) % KEEP == 0 or step + 1 == steps:
+            course.keep(step=step + 1)
     cost = operations_of(steps, lambda asked: learn(asked, torch.arange(BATCH) % len(tokens)))
     model.requires_grad_(True).zero_grad()
     with torch.no_grad():

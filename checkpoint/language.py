@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from au_llava.action_units import PRESETS, TASKS
-from checkpoint.begun import begin, version_of
+from checkpoint.begun import KEEP, Course, begin, version_of
 from checkpoint.pretrain import UNITS, autocast, middle, read_shards, units_of
 from checkpoint.questions import Question, open_model, read_labels, standardised, training_shards
 from checkpoint.rate import set_rate
@@ -63,7 +63,7 @@ def main() -> None:
     set_seed(args.seed)
     model, processor = open_model(args.model)
     files = training_shards(args.data_dir)
-    begin(
+    output = begin(
         args.output_dir,
         model=version_of(Path(args.model, "model.safetensors")),
         faces=[version_of(file) for file in files],
@@ -80,13 +80,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     questions = {task: Question(processor, task, TASKS[task].preset) for task in TASKS}
     separators = processor.tokenizer.convert_tokens_to_ids(["[", ","])
-    state_file, first = Path(args.output_dir) / "lessons.pt", 0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        probe.load_state_dict(state["probe"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    course = Course(output / "lessons.pt", {"model": model, "probe": probe}, [optimizer])
+    first = course.at.get("step", 0)
 
     losses: dict[str, list[float]] = {task: [] for task in TASKS}
     bar = tqdm(range(first, args.steps), desc="lessons", unit="step", mininterval=5, initial=first, total=args.steps)
@@ -117,12 +112,10 @@ def main() -> None:
             right = (named.argmax(-1) == units_at)[inside].float().mean().item()
             means = {name: f"{np.mean(values[-20:]):.3f}" for name, values in losses.items() if values}
             bar.set_postfix(named=f"{right:.0%}", **means)
-        if step % 200 == 199:
-            state = {"model": model.state_dict(), "probe": probe.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step + 1}, state_file.with_suffix(".tmp"))
-            os.replace(state_file.with_suffix(".tmp"), state_file)
-    model.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
+        if (step + 1) % KEEP == 0:
+            course.keep(step=step + 1)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
 
 
 if __name__ == "__main__":

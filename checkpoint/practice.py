@@ -8,8 +8,6 @@ its image tokens of a few versions of each face are computed once, and all steps
 
 import argparse
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from transformers import set_seed
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.losses import soft_digits_table
 from au_llava.modeling_au_llava import moved
-from checkpoint.begun import begin, version_of
+from checkpoint.begun import KEEP, Course, begin, once, version_of
 from checkpoint.cost import cost_of, operations, operations_of
 from checkpoint.muon import make_optimizers
 from checkpoint.pretrain import SIZE, autocast, image_tokens, middle, read_shards
@@ -32,7 +30,6 @@ from checkpoint.rate import set_rate
 SPREAD, ERROR = 0.05, 1.0  # soft digits, and the weight of the error of values
 NEUTRAL = 0.25  # share of neutral drafts
 LOOKS = [[1, 0], [1.05, 4], [1.05, -4]]  # at each face: enlargement, and turn in degrees
-KEEP = 200  # steps between the states that a stopped run goes on from
 
 
 @torch.inference_mode()
@@ -124,10 +121,9 @@ def practise(
     tokens: torch.Tensor,
     flipped: torch.Tensor,
     args: argparse.Namespace,
-    save: Callable[[dict], None],
-    state: dict | None,
+    file: Path,
 ) -> int:
-    """Train language model and projector; `save` gets what a stopped run goes on from, as `state`.
+    """Train language model and projector; a stopped run goes on from `file`.
 
     Returns:
         `int`: The floating-point operations that all steps took.
@@ -140,12 +136,8 @@ def practise(
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
     weights = [*language.parameters(), *projector.parameters(), *model.lm_head.parameters()]
     optimizers = make_optimizers(language, weights, args.learning_rate)
-    device, first = model.device, 0
-    if state:
-        model.load_state_dict(state["model"])
-        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(known)
-        first = state["step"]
+    course = Course(file, {"model": model}, optimizers)
+    device, first = model.device, course.at.get("step", 0)
 
     def loss_of(asked: int, image: torch.Tensor, wanted: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Of one question about some faces; the answers of the rows `hidden` are not shown."""
@@ -178,8 +170,7 @@ def practise(
             named = zip(questions, losses, strict=True)
             bar.set_postfix({question.name: f"{np.mean(values[-20:]):.3f}" for question, values in named if values})
         if (step + 1) % KEEP == 0:
-            known = [optimizer.state_dict() for optimizer in optimizers]
-            save({"model": model.state_dict(), "optimizers": known, "step": step + 1})
+            course.keep(step=step + 1)
 
     def learn(asked: int) -> None:
         some = slice(args.batch_size)
@@ -214,18 +205,10 @@ def main() -> None:
         seed=args.seed,
     )
 
-    def save(name: str, content: object) -> None:
-        torch.save(content, output / f"{name}.tmp")
-        os.replace(output / f"{name}.tmp", output / f"{name}.pt")
-
-    if not (output / "tokens.pt").is_file():
-        save("tokens", versions(model.model.vision_tower, read_shards(files), args.versions, args.seed))
-    tokens, flipped = torch.load(output / "tokens.pt", weights_only=True)
-    state_file = output / "practice.pt"
-    state = torch.load(state_file, weights_only=True) if state_file.is_file() else None
-    practice = practise(
-        model, processor, rows, tokens, flipped, args, lambda content: save("practice", content), state
+    tokens, flipped = once(
+        output / "tokens.pt", lambda: versions(model.model.vision_tower, read_shards(files), args.versions, args.seed)
     )
+    practice = practise(model, processor, rows, tokens, flipped, args, output / "practice.pt")
     encoding = operations(encode, model.model.vision_tower, torch.zeros(1, 3, SIZE, SIZE)) * flipped.numel()
     # In floating-point operations; `baselines/linear_head.py --compute` takes the sum.
     for name, count in (("practice", practice), ("encoding", encoding)):

@@ -17,7 +17,6 @@ import copy
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -43,7 +42,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.action_units import PRESETS, select
-from checkpoint.begun import begin, version_of
+from checkpoint.begun import Course, begin, version_of
 from checkpoint.muon import make_optimizers
 from checkpoint.rate import set_rate
 
@@ -438,7 +437,6 @@ def main() -> None:
         depths=args.depths,
         seed=args.seed,
     )
-    state_file = output / "state.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
 
@@ -458,14 +456,9 @@ def main() -> None:
     model = Pretrainer(encoder, faces.data).to(device, memory_format=torch.channels_last)
 
     optimizers = make_optimizers(encoder, list(model.parameters()), args.learning_rate)
-    epoch, before, began = 0, 0.0, time.monotonic()
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(known)
-        epoch, before = state["epoch"], state["minutes"]
-    elif args.encoder:
+    course = Course(output / "state.pt", {"model": model}, optimizers)
+    epoch, before, began = course.at.get("epoch", 0), course.at.get("minutes", 0.0), time.monotonic()
+    if args.encoder and not epoch:
         generator = torch.Generator(device).manual_seed(1000 * args.seed + 999)
         some = torch.randperm(len(faces), generator=generator, device=device)[:FIRST].split(args.batch_size)
         model.fit_heads(augment(faces[rows], generator, args.strength[0]) for rows in tqdm(some, desc="heads"))
@@ -513,14 +506,7 @@ def main() -> None:
         log["validation_correlation"] = {folder: model.correlation(some) for folder, some in unseen.items()}
         with (output / "log.jsonl").open("a") as file:
             file.write(json.dumps(log) + "\n")
-        state = {
-            "model": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "epoch": epoch,
-            "minutes": minutes(),
-        }
-        torch.save(state, state_file.with_suffix(".tmp"))
-        os.replace(state_file.with_suffix(".tmp"), state_file)
+        course.keep(epoch=epoch, minutes=minutes())
     model.encoder.save_pretrained(output)
     side = {"height": SIZE, "width": SIZE}
     BitImageProcessorPil(

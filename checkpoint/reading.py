@@ -17,6 +17,9 @@ After practice, `--again --model runs/practice` trains what the layer brings alo
 (`checkpoint/estimates.py`), and then MLP and output head once more on what reaches them. With `--encoder runs/longer`,
 an encoder that went on learning from the model's own, that one takes its place first, and the projector is fitted
 anew, so that the language model meets image tokens that it can read.
+
+Stopped and given again, it goes on: image tokens are kept, and the estimates within their training; the MLP goes on
+from its last epoch, once what reaches it has been computed again.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from au_llava import AuLlavaForConditionalGeneration
 from au_llava.losses import soft_digits_table
+from checkpoint.begun import Course, begin, once, version_of
 from checkpoint.cost import cost_of, operations
 from checkpoint.estimates import train_estimates
 from checkpoint.muon import make_optimizers
@@ -251,8 +255,10 @@ def train_reader(
     tokens: torch.Tensor,
     labels: list[torch.Tensor],
     epochs: int,
+    file: Path,
     learning_rate: float = 1e-2,
     batch_size: int = 64,
+    seed: int = 0,
 ) -> int:
     """Train the last layer's MLP and what comes after it, on digits and on what stands between them.
 
@@ -261,12 +267,17 @@ def train_reader(
     Args:
         tokens, labels: As for [`append_reader`].
         epochs (`int`): Passes over the faces.
+        file (`Path`): From which a stopped run goes on.
 
     Returns:
         `int`: The floating-point operations that all steps took.
     """
     language = model.model.language_model
     layer, given, between = language.layers[-1], [], []
+    after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
+    optimizers = make_optimizers(layer.mlp, list(after.parameters()), learning_rate)
+    course = Course(file, {"model": model}, optimizers)
+    done = course.at.get("epoch", 0)
     for question, own in zip(questions, labels, strict=True):
         reached = states(model, question, tokens, own, layer.post_attention_layernorm)
         parts = tqdm(reached, desc=f"reaching the last MLP, {question.name}", total=math.ceil(len(tokens) / PART))
@@ -279,11 +290,10 @@ def train_reader(
     tables = [soft_digits_table(question.grammar, question.letters, SPREAD) for question in questions]
     spreads = [spread_of(question, own) for question, own in zip(questions, labels, strict=True)]
     values = [question.grammar.values[own] for question, own in zip(questions, labels, strict=True)]
-    with torch.no_grad():
-        woken = wake(layer.mlp, [layer.post_attention_layernorm(places.float()) for places in given], values)
-    print(f"{woken} neurons of the last MLP start anew")
-    after = nn.ModuleList([layer.post_attention_layernorm, layer.mlp, language.norm, model.lm_head])
-    optimizers = make_optimizers(layer.mlp, list(after.parameters()), learning_rate)
+    if not done:
+        with torch.no_grad():
+            woken = wake(layer.mlp, [layer.post_attention_layernorm(places.float()) for places in given], values)
+        print(f"{woken} neurons of the last MLP start anew")
     batch = min(batch_size, len(tokens))
 
     def say(states: torch.Tensor) -> torch.Tensor:
@@ -305,9 +315,11 @@ def train_reader(
 
     per_epoch = len(tokens) // batch
     steps = epochs * per_epoch
-    bar = tqdm(range(steps), desc="the last MLP", unit="step", mininterval=5)
+    first = done * per_epoch
+    bar = tqdm(range(first, steps), desc="the last MLP", unit="step", mininterval=5, initial=first, total=steps)
     for step in bar:
         if step % per_epoch == 0:
+            torch.manual_seed(1000 * seed + step // per_epoch)
             order = torch.randperm(len(tokens)).split(batch)
         set_rate(optimizers, learning_rate, step / steps, 20 / steps)
         losses = learn(order[step % per_epoch])
@@ -317,6 +329,8 @@ def train_reader(
         if step % 20 == 0:
             named = zip(questions, losses, strict=True)
             bar.set_postfix({question.name: f"{loss:.3f}" for question, loss in named})
+        if (step + 1) % per_epoch == 0:
+            course.keep(epoch=(step + 1) // per_epoch)
     norm, parts = layer.post_attention_layernorm, math.ceil(len(tokens) / PART)
     reaching = sum(
         operations(list, states(model, question, tokens[:PART], own[:PART], norm))
@@ -348,6 +362,13 @@ def main() -> None:
     cost = cost_of(args.model) if args.again else {}
     processor.calibration = {}  # what was fitted to its answers so far will not fit those to come
     files = training_shards(*args.data_dir)
+    output = begin(
+        args.output_dir,
+        model=version_of(Path(args.model, "model.safetensors")),
+        encoder=version_of(Path(args.encoder, "model.safetensors")) if args.encoder else None,
+        faces=[version_of(file) for file in files],
+        **{name: vars(args)[name] for name in ("again", "limit", "states", "steps", "batch_size", "seed")},
+    )
     faces, rows = read_shards(files, args.limit), read_labels(files)[: args.limit]
     kept = lifelike(rows)
     kept = kept[torch.randperm(len(kept))]  # the MLP learns from the first of them: of every folder
@@ -363,21 +384,27 @@ def main() -> None:
         model.config.vision_config = model.model.vision_tower.config
         model.config.image_seq_length = now.shape[1]
         processor.patch_size = SIZE // math.isqrt(now.shape[1])
-    parts = tqdm(images.split(500), desc="encoding")
-    tokens = torch.cat([encode(model.model.vision_tower, middle(part.to(model.device))) for part in parts])
+
+    def look() -> torch.Tensor:
+        parts = tqdm(images.split(500), desc="encoding")
+        return torch.cat([encode(model.model.vision_tower, middle(part.to(model.device))) for part in parts])
+
+    tokens = once(output / "tokens.pt", look)
     questions = [Question(processor, *about) for about in LISTS]
     labels = [question.labels(rows) for question in questions]
     if args.again:
-        cost["reading"] = cost.get("reading", 0) + train_estimates(model, questions, tokens, labels, args.steps)
+        trained = train_estimates(model, questions, tokens, labels, args.steps, output / "estimates.pt", args.seed)
+        cost["reading"] = cost.get("reading", 0) + trained
     else:
         cost["reading"] = operations(append_reader, model, questions, tokens, labels)
     if args.epochs:
         some = tokens[: args.states], [own[: args.states] for own in labels]
-        cost["reading"] += train_reader(model, questions, *some, args.epochs, args.learning_rate, args.batch_size)
-    model.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
+        how = args.epochs, output / "mlp.pt", args.learning_rate, args.batch_size, args.seed
+        cost["reading"] += train_reader(model, questions, *some, *how)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
     # In floating-point operations; what comes next adds its own.
-    (Path(args.output_dir) / "cost.json").write_text(json.dumps(cost) + "\n")
+    (output / "cost.json").write_text(json.dumps(cost) + "\n")
 
 
 if __name__ == "__main__":

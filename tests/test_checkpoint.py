@@ -5,6 +5,7 @@ import copy
 import json
 import sys
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,12 +15,13 @@ from torch import nn
 from transformers import LlamaConfig, ResNetConfig, ResNetModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from au_llava import AuLlavaProcessor
+from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 from au_llava.losses import soft_digits_table
-from checkpoint import practice, pretrain, publish
+from checkpoint import estimates, practice, pretrain, publish, reading
+from checkpoint.begun import Course
 from checkpoint.estimates import Glance, train_estimates
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
@@ -46,6 +48,21 @@ TINY_RESNET = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[
 @pytest.fixture
 def text_first(tokenizer):
     return AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56, prompt_layout="text_first")
+
+
+@contextmanager
+def killed(monkeypatch, stage, **at):
+    """Within it a stage's training is killed as soon as it has kept that it is at some place."""
+
+    class Killed(Course):
+        def keep(self, **now) -> None:
+            super().keep(**now)
+            if now == at:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "Course", Killed)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -291,31 +308,22 @@ def test_practice_sees_faces_as_in_use_or_mirrored():
     assert (mirrored - plain).abs().max() > 0.1
 
 
-def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows, monkeypatch):
+def test_practice_learns_and_goes_on_as_if_never_stopped(model, text_first, rows, tmp_path, monkeypatch):
     tokens = torch.randn(2, len(rows), 16, 32).half()
     flipped = torch.tensor([[False] * len(rows), [True] * len(rows)])
     args = argparse.Namespace(steps=6, batch_size=4, learning_rate=1e-2, format_weight=1.0, seed=0)
     start = copy.deepcopy(model.state_dict())
     monkeypatch.setattr(practice, "KEEP", 2)
 
-    def run(stop: int, state=None):
-        """Practise up to a step, as a run that is killed there, and give what it has written; or to the end."""
+    def run(name: str) -> dict[str, torch.Tensor]:
         model.load_state_dict(start)
-        written: list[dict] = []
+        practise(model, text_first, rows, tokens, flipped, args, tmp_path / name)
+        return copy.deepcopy(model.state_dict())
 
-        def save(known: dict) -> None:
-            written.append(copy.deepcopy(known))
-            if known["step"] == stop:
-                raise KeyboardInterrupt
-
-        try:
-            practise(model, text_first, rows, tokens, flipped, args, save, state)
-        except KeyboardInterrupt:
-            return written[-1]
-        return model.state_dict()
-
-    whole = copy.deepcopy(run(stop=99))
-    resumed = run(stop=99, state=run(stop=4))
+    whole = run("whole.pt")
+    with killed(monkeypatch, practice, step=4), pytest.raises(KeyboardInterrupt):
+        run("stopped.pt")
+    resumed = run("stopped.pt")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     moved = {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])}
     assert moved == {"language_model", "multi_modal_projector", "weight"}  # the encoder stays as it is
@@ -366,7 +374,7 @@ def test_a_neuron_whose_gate_has_shut_speaks_of_its_unit_again():
     assert torch.corrcoef(torch.stack([said, values[0][:, 2]]))[0, 1] > 0.95
 
 
-def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, text_first):
+def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, text_first, tmp_path):
     torch.manual_seed(0)
     model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=160, num_attention_heads=2)
     questions, many = [Question(text_first, *about) for about in LISTS], 160
@@ -395,16 +403,16 @@ def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, tex
     trained = {"multi_modal_projector.weight", "multi_modal_projector.bias"}
     trained.add(f"language_model.layers.{len(model.model.language_model.layers) - 1}.self_attn.v_proj.weight")
     kept = copy.deepcopy(model.model.state_dict())
-    cost = train_estimates(model, questions, said, labels, 60)
+    cost = train_estimates(model, questions, said, labels, 60, tmp_path / "many.pt")
     hook = layer.input_layernorm.register_forward_hook(lambda module, given, made: found.append(made))
     assert before.mean() < 0.1 and told(2).mean() > 0.3
     hook.remove()
     changed = {name for name, weight in model.model.state_dict().items() if not torch.equal(weight, kept[name])}
     assert changed == trained
-    assert cost == 5 * train_estimates(model, questions, said, labels, 12) > 0
+    assert cost == 5 * train_estimates(model, questions, said, labels, 12, tmp_path / "few.pt") > 0
 
 
-def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_first, rows):
+def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_first, rows, tmp_path):
     model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=160, num_attention_heads=2)
     tokens = torch.randn(len(rows), 16, 32)
     questions = [Question(text_first, *about) for about in LISTS]
@@ -448,7 +456,7 @@ def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_firs
     same = torch.cat([(one.argmax(-1) == two.argmax(-1)).flatten() for one, two in pairs])
     assert same.float().mean() > 0.95
     start = {name: weight.clone() for name, weight in model.state_dict().items()}
-    train_reader(model, questions, tokens, labels, epochs=40)
+    train_reader(model, questions, tokens, labels, 40, tmp_path / "mlp.pt")
     learnt = said()
     assert loss(learnt) < loss(after) - 0.5
     assert form(after) < 0.2 and form(learnt) > 0.75
@@ -457,6 +465,36 @@ def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_firs
     assert {name for name in changed if not name.startswith((f"{last}mlp", f"{last}post_attention_layernorm"))} == {
         "model.language_model.norm.weight", "lm_head.weight"
     }  # fmt: skip
+
+
+def test_reading_goes_on_as_if_never_stopped(tokenizer, text_first, tmp_path, monkeypatch):
+    """In either of its trainings, on few faces; and not from what other options have left."""
+    model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=160, num_attention_heads=2)
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    (sample,) = SAMPLE.glob("test-*.parquet")
+    (faces / "train-00000.parquet").symlink_to(sample)
+    monkeypatch.setattr(estimates, "KEEP", 4)
+
+    def run(name: str, source: str, *options: str) -> dict[str, torch.Tensor]:
+        made = ["--model", str(tmp_path / source), "--data_dir", str(faces), "--output_dir", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["reading", *made, "--limit", "80", "--batch_size", "16", *options])
+        reading.main()
+        return AuLlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
+
+    model.save_pretrained(tmp_path / "model")
+    text_first.save_pretrained(tmp_path / "model")
+    run("first", "model", "--epochs", "1")
+    again = ["--again", "--steps", "6", "--epochs", "2"]
+    whole = run("whole", "first", *again)
+    for stage, at in ((estimates, {"step": 4}), (reading, {"epoch": 1})):
+        with killed(monkeypatch, stage, **at), pytest.raises(KeyboardInterrupt):
+            run("stopped", "first", *again)
+        assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    resumed = run("stopped", "first", *again)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(ValueError, match="steps"):
+        run("stopped", "first", "--again", "--steps", "8")
 
 
 def test_what_is_published_looks_again_and_asks_about_both_sides(model, text_first, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,6 @@ place of the answer stands for.
 """
 
 import argparse
-import os
 import random
 from pathlib import Path
 

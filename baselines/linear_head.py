@@ -33,6 +33,7 @@ from tqdm import tqdm
 from au_llava.action_units import get_task, other_sides, select
 from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
+from checkpoint.begun import begin
 from evaluation.answers import STAMP
 from evaluation.data import FOLDS, OWN, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set, spread
 from evaluation.people import check_never_seen, people_apart
@@ -160,6 +161,7 @@ def main() -> None:
     args.fold = FOLDS[args.fold]
 
     found, sources = {"test": [], "validation": []}, {}
+    tuned = Path(args.output, "tuned")  # where a stopped run goes on from, fold by fold
     for fold in (1, 2, 3) if has_folds(args.dataset, args.protocol) and not args.fold else (args.fold,):
         source = of_fold(args.model, fold or 0)
         sources[str(fold or 0)] = [source, fingerprint(source)]
@@ -175,7 +177,10 @@ def main() -> None:
             train = train.take([row for row, subject in enumerate(train.subjects) if subject not in kept_out])
         train = train.take(spread(len(train), args.limit))
         if args.compute:
-            print(f"The encoder went on learning from {tune(model, processor, train, args.compute):,} pictures.")
+            made_of = {"model": fingerprint(source), "pictures": train.fingerprint(), "compute": args.compute}
+            course = begin(str(tuned / str(fold or 0)), **made_of) / "tuned.pt"
+            shown = tune(model, processor, train, args.compute, course)
+            print(f"The encoder went on learning from {shown:,} pictures.")
         features = encode(train, model, processor)
         heads = {task: fit(task, features, labels, train.subjects) for task, labels in train.labels.items()}
         for split, pictures in asked.items():
@@ -188,6 +193,8 @@ def main() -> None:
             origin = asked[split].origin() | {"model": sources, "command": command}
             stamp = {STAMP: json.dumps(origin)}
             write(folder / "predictions.parquet", pa.concat_tables(found[split]).replace_schema_metadata(stamp))
+    if args.compute:
+        shutil.rmtree(tuned)
     print(f"Wrote {args.output}/predictions.parquet; show it with evaluate_au.py --beside {args.output}")
 
 

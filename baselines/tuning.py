@@ -1,5 +1,7 @@
 """A vision encoder and linear heads on it go on learning together, for as much computing as a language model took."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import ImageOps
@@ -9,6 +11,7 @@ from tqdm import tqdm
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.backbones_au_llava import patches_of
 from au_llava.datasets_scripts.augmentation import Augmentation, mirror_labels
+from checkpoint.begun import KEEP, Course
 from checkpoint.cost import operations
 from checkpoint.pretrain import autocast
 from checkpoint.rate import set_rate
@@ -51,6 +54,7 @@ def tune(
     processor: AuLlavaProcessor,
     train: EvaluationSet,
     compute: float,
+    file: Path,
     batch_size: int = 32,
     learning_rate: float = 1e-4,
     seed: int = 0,
@@ -62,6 +66,7 @@ def tune(
 
     Args:
         compute (`float`): Floating-point operations to spend; at least one step is taken.
+        file (`Path`): From which a stopped run goes on.
 
     Returns:
         `int`: How many pictures were shown.
@@ -103,8 +108,12 @@ def tune(
         optimizer.step()
 
     steps = max(1, int(compute / operations(step, 0)))
-    for number in tqdm(range(1, steps), desc="tuning encoder and heads", unit="step", initial=1, total=steps):
+    course = Course(file, {"encoder": model.model.vision_tower, "head": head}, [optimizer])
+    first = course.at.get("step", 1)
+    for number in tqdm(range(first, steps), desc="tuning encoder and heads", unit="step", initial=first, total=steps):
         set_rate([optimizer], learning_rate, number / steps, 20 / steps)
         step(number)
+        if (number + 1) % KEEP == 0:
+            course.keep(step=number + 1)
     model.model.vision_tower.eval()
     return steps * min(batch_size, len(train))

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,6 +15,7 @@ from PIL import Image
 from transformers import Dinov2Config, LlamaConfig, set_seed
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
+from checkpoint.begun import Course
 from checkpoint.tokenizer import train_tokenizer
 
 
@@ -45,6 +47,21 @@ def tiny_model(tokenizer, seed: int = 0, **text) -> AuLlavaForConditionalGenerat
     with torch.no_grad():  # spread the logits, so that answers are not all ties
         model.lm_head.weight.mul_(30)
     return model.eval()
+
+
+@contextmanager
+def killed(monkeypatch, stage, **at):
+    """Within it a training of the module `stage` is killed as soon as it has kept that it is at some place."""
+
+    class Killed(Course):
+        def keep(self, **now) -> None:
+            super().keep(**now)
+            if now == at:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "Course", Killed)
+        yield
 
 
 @pytest.fixture

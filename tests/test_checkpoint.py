@@ -5,12 +5,11 @@ import copy
 import json
 import sys
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import killed, tiny_model
 from torch import nn
 from transformers import LlamaConfig, ResNetConfig, ResNetModel
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -21,7 +20,6 @@ from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 from au_llava.losses import soft_digits_table
 from checkpoint import estimates, practice, pretrain, publish, reading
-from checkpoint.begun import Course
 from checkpoint.estimates import Glance, train_estimates
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
@@ -48,21 +46,6 @@ TINY_RESNET = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[
 @pytest.fixture
 def text_first(tokenizer):
     return AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56, prompt_layout="text_first")
-
-
-@contextmanager
-def killed(monkeypatch, stage, **at):
-    """Within it a stage's training is killed as soon as it has kept that it is at some place."""
-
-    class Killed(Course):
-        def keep(self, **now) -> None:
-            super().keep(**now)
-            if now == at:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "Course", Killed)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, tiny_model
+from conftest import ROOT, killed, tiny_model
 from dataset_trees import feafa_tree
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -33,7 +33,7 @@ from au_llava.datasets_scripts.preparation import Settings, prepare
 from au_llava.datasets_scripts.recordings import Recording
 from au_llava.datasets_scripts.synthetic_faces.builder import labels_of
 from au_llava.photos import load_pipeline
-from baselines import linear_head
+from baselines import linear_head, tuning
 from baselines.tuning import augmented, tune
 from evaluation import calibration
 from evaluation.answers import read_answers
@@ -717,7 +717,7 @@ def test_linear_head_sees_both_sides(folder):
     assert not np.allclose(linear_head.encode(faces, model, processor), plain, atol=1e-3)
 
 
-def test_a_tuned_encoder_reads_more_and_leaves_the_language_model_alone(tokenizer, tmp_path):
+def test_a_tuned_encoder_reads_more_and_leaves_the_language_model_alone(tokenizer, tmp_path, monkeypatch):
     model = tiny_model(copy.deepcopy(tokenizer))
     processor = AuLlavaProcessor.from_backbones(None, copy.deepcopy(tokenizer), patch_size=56)
     faces = read_set("synthetic", limit=24)
@@ -726,10 +726,21 @@ def test_a_tuned_encoder_reads_more_and_leaves_the_language_model_alone(tokenize
     easy = replace(faces, labels=labels, change=lambda picture, row: picture.point(lambda v: v // 4 + 180 * (row % 2)))
     before = copy.deepcopy(model.state_dict())
     with FlopCounterMode(display=False) as counter:
-        shown = tune(model, processor, easy, 1, batch_size=8)
+        shown = tune(model, processor, easy, 1, tmp_path / "one.pt", batch_size=8)
     assert shown == 8  # at least one step
-    shown = tune(model, processor, easy, 12.5 * counter.get_total_flops(), batch_size=8, learning_rate=3e-3)
-    assert shown == 12 * 8
+    compute = 12.5 * counter.get_total_flops()
+
+    def go_on(name: str) -> int:
+        model.load_state_dict(before)
+        return tune(model, processor, easy, compute, tmp_path / name, batch_size=8, learning_rate=3e-3)
+
+    assert go_on("whole.pt") == 12 * 8
+    whole = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(tuning, "KEEP", 4)
+    with killed(monkeypatch, tuning, step=8), pytest.raises(KeyboardInterrupt):
+        go_on("stopped.pt")
+    assert go_on("stopped.pt") == 12 * 8
+    assert all(torch.equal(whole[name], weight) for name, weight in model.state_dict().items())
     moved = {
         name.split(".")[1] for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])
     }

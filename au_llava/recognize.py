@@ -114,7 +114,9 @@ def run(arguments: Namespace) -> int:
     if others := journal.remove(parts):
         print(f"{journal.path} still holds {others} inputs of an unfinished job; give all of its inputs to go on, or "
               "delete it.", file=sys.stderr)  # fmt: skip
-    told = f"{len(inputs)} inputs, {failed} failed" + (f", {undrawn} not drawn" if undrawn else "")
+    told = f"{len(inputs)} input{'s' if len(inputs) > 1 else ''}, {failed} failed" + (
+        f", {undrawn} not drawn" if undrawn else ""
+    )
     print(f"{told}: {output}, described in {output}.columns.json", file=sys.stderr)
     return 1 if failed or undrawn else 0
 

@@ -142,7 +142,7 @@ def _recording(name: str, labels: dict, pictures: dict, problems: list[str]) -> 
         if values is None:
             left_out[number] = "damaged label"
         elif len(choice) != 1:
-            left_out[number] = "two pictures: " + ", ".join(map(str, choice)) if choice else "no picture"
+            left_out[number] = f"{len(choice)} pictures: {', '.join(map(str, choice))}" if choice else "no picture"
         else:
             rows[number], images[number] = values, choice[0]
     return Recording(

@@ -108,7 +108,7 @@ def with_images(numbers: list[int], folder: Path) -> tuple[dict[int, Path], dict
         if number not in found:
             missing[number] = f"no picture in {folder.name}" if found else f"no folder with pictures at {folder}"
         elif len(found[number]) > 1:
-            missing[number] = f"two pictures: {', '.join(path.name for path in found[number])}"
+            missing[number] = f"{len(found[number])} pictures: {', '.join(path.name for path in found[number])}"
         else:
             pictures[number] = found[number][0]
     return pictures, missing

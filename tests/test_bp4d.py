@@ -151,7 +151,7 @@ def test_two_pictures_of_one_frame_are_not_chosen_from(tree):
     folder = tree / "Sequences(2D+3D)" / "F001" / "T1"
     (folder / "0010.jpg").write_bytes((folder / "010.jpg").read_bytes())
     recording = find_recordings(tree)[0]
-    assert recording.numbers == (9, 11) and recording.left_out == ((10, "two pictures: 0010.jpg, 010.jpg"),)
+    assert recording.numbers == (9, 11) and recording.left_out == ((10, "2 pictures: 0010.jpg, 010.jpg"),)
 
 
 def test_all_damaged_labels_are_raised_at_once_or_left_out_on_purpose(tree, capsys):

@@ -106,7 +106,7 @@ def test_two_videos_of_one_camera_are_not_chosen_from(tree):
     copy = write_video(tree / "cropped" / "leftvideosn010_comp.avi", [200] * 6)
     found = {recording.subject: recording for recording in find_recordings(tree)}
     assert found["SN010"].numbers == () and found["SN013"].numbers == (1, 2, 3, 4, 5, 6)
-    both = f"two videos: {tree / 'Videos_LeftCamera' / 'LeftVideoSN010_comp.avi'}, {copy}"
+    both = f"2 videos: {tree / 'Videos_LeftCamera' / 'LeftVideoSN010_comp.avi'}, {copy}"
     assert found["SN010"].left_out[-1] == (6, both)
 
 

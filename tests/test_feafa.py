@@ -81,7 +81,7 @@ def test_the_picture_beside_the_label_comes_first_and_others_are_not_chosen_from
     save(tree / "copies" / "PV008" / "00000003.png", 222)
     found = {recording.sequence: recording for recording in find_recordings(tree)}
     assert found["PV001"].images[4].parent.name == "PV001.output"
-    assert found["PV008"].numbers == () and found["PV008"].left_out[0][1].startswith("two pictures: ")
+    assert found["PV008"].numbers == () and found["PV008"].left_out[0][1].startswith("2 pictures: ")
 
 
 def test_a_video_without_any_label_is_told(tree):

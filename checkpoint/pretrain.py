@@ -7,9 +7,9 @@ activation, the screen displacement between a face's neutral and present shape i
     python -m checkpoint.pretrain --data_dir data/synthetic --output_dir runs/longer --encoder . --learning_rate 8e-4
 
 Writes the encoder alone, as a folder that `AutoModel` loads. Resumes from its last epoch when started again. The
-second command goes on from the encoder of a finished AU-LLaVA; with `--depths 2 3 5 2` from a deeper one that sees the
-same. With `--minutes 8` it trains for so long, on faces that may still be in the making: each epoch begins with a look
-for new files.
+second command goes on from the encoder of a finished AU-LLaVA, or from one that lies by itself; with
+`--depths 2 3 5 2` from a deeper one that sees the same. With `--minutes 8` it trains for so long, on faces that may
+still be in the making: each epoch begins with a look for new files.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 from transformers import (
+    AutoModel,
     BitImageProcessorPil,
     Dinov2Config,
     Dinov2Model,
@@ -235,6 +236,23 @@ def make_encoder(architecture: str) -> PreTrainedModel:
     )
 
 
+def encoder_of(folder: str) -> PreTrainedModel:
+    """The encoder that lies in a folder by itself, or that of an AU-LLaVA, in 32 bits."""
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    return model.model.vision_tower if isinstance(model, AuLlavaForConditionalGeneration) else model
+
+
+def write_encoder(encoder: PreTrainedModel, folder: str | Path) -> None:
+    """Write an encoder, and the processor that shows it a crop as it has learnt to see it."""
+    encoder.save_pretrained(folder)
+    BitImageProcessorPil(
+        size={"shortest_edge": round(SIZE / VIEW)},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=MEAN.flatten().tolist(),
+        image_std=DEVIATION.flatten().tolist(),
+    ).save_pretrained(folder)
+
+
 def deepen(encoder: ResNetModel, depths: list[int]) -> ResNetModel:
     """The same encoder with more blocks a stage; the new ones pass on what they get, and learn from there.
 
@@ -415,7 +433,7 @@ def main() -> None:
         help="of the changes made to faces, at the start and, where two are given, at the end; 0: none but mirrored",
     )
     parser.add_argument("--architecture", choices=["resnet", "dinov2"], help="of random weights; resnet by default")
-    parser.add_argument("--encoder", help="an AU-LLaVA whose encoder to go on from; else random weights")
+    parser.add_argument("--encoder", help="an encoder or an AU-LLaVA to go on from; else random weights")
     parser.add_argument("--depths", type=int, nargs=4, help="more blocks in each of its stages than it has")
     parser.add_argument("--freeze", nargs="*", default=[], help="parts of it that stay as they are: embedder ...")
     parser.add_argument("--workers", type=int, default=1, help="processes that read faces")
@@ -447,7 +465,7 @@ def main() -> None:
         if seen := sorted(Path(folder).glob("validation-*.parquet")):
             unseen[folder] = read_shards(seen, 500)
     if args.encoder:
-        encoder = AuLlavaForConditionalGeneration.from_pretrained(args.encoder).model.vision_tower
+        encoder = encoder_of(args.encoder)
         encoder.config.image_size = SIZE
         encoder = deepen(encoder, args.depths) if args.depths else encoder
     else:
@@ -507,14 +525,7 @@ def main() -> None:
         with (output / "log.jsonl").open("a") as file:
             file.write(json.dumps(log) + "\n")
         course.keep(epoch=epoch, minutes=minutes())
-    model.encoder.save_pretrained(output)
-    side = {"height": SIZE, "width": SIZE}
-    BitImageProcessorPil(
-        size={"shortest_edge": round(SIZE / VIEW)},
-        crop_size=side,
-        image_mean=MEAN.flatten().tolist(),
-        image_std=DEVIATION.flatten().tolist(),
-    ).save_pretrained(output)
+    write_encoder(model.encoder, output)
 
 
 if __name__ == "__main__":

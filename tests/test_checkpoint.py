@@ -19,7 +19,7 @@ from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 from au_llava.losses import soft_digits_table
-from checkpoint import estimates, practice, pretrain, publish, reading
+from checkpoint import estimates, mean, practice, pretrain, publish, reading
 from checkpoint.estimates import Glance, train_estimates
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
@@ -164,6 +164,21 @@ def test_an_encoder_learns_on_as_faces_come(tmp_path, monkeypatch):
     assert ResNetModel.from_pretrained(tmp_path / "encoder").config.hidden_sizes == wider.hidden_sizes
     with pytest.raises(ValueError, match="was begun with seed 0, and now it is 1. Give another output_dir"):
         run("--seed", "1")
+    means = ["--encoders", str(tmp_path / "encoder"), str(tmp_path / "fresh"), "--output_dir", str(tmp_path / "mean")]
+    ResNetModel(wider).save_pretrained(tmp_path / "fresh")
+    monkeypatch.setattr(sys, "argv", ["mean", *means, "--shares", "0.75", "0.25"])
+    mean.main()
+    learnt, fresh, between = (
+        pretrain.encoder_of(tmp_path / name).state_dict() for name in ("encoder", "fresh", "mean")
+    )
+    name = "encoder.stages.0.layers.0.layer.0.convolution.weight"
+    torch.testing.assert_close(between[name], 0.75 * learnt[name] + 0.25 * fresh[name])
+    going_on = ["--encoder", str(tmp_path / "mean"), "--epochs", "1", "--output_dir", str(tmp_path / "gone_on")]
+    run(*going_on, "--learning_rate", "0")
+    torch.testing.assert_close(pretrain.encoder_of(tmp_path / "gone_on").state_dict()[name], between[name])
+    monkeypatch.setattr(sys, "argv", ["mean", *means, "--shares", "0.75", "0.3"])
+    with pytest.raises(SystemExit):
+        mean.main()
     wrong = ["--depths", "1", "1", "2", "1"], ["--encoder", ".", "--architecture", "dinov2"], ["--strength", *"111"]
     for contradiction in wrong:
         with pytest.raises(SystemExit):

@@ -121,18 +121,19 @@ evaluate_au.main()
 """
 
 
-def test_two_processes_share_the_pictures_and_give_what_one_gives(folder, tmp_path):
+def test_two_processes_share_the_pictures_and_give_what_one_gives(folder, tmp_path, monkeypatch):
     (tmp_path / "share.py").write_text(SHARE)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for name, start in (("one", []), ("two", launcher)):
-        (tmp_path / name).mkdir()
-        command = [sys.executable, *start, tmp_path / "share.py", tmp_path / name, "--model", folder, "--limit", 20]
-        command += ["--tasks", "detection", "--resamples", 20, "--output", tmp_path / name]
-        subprocess.run([str(word) for word in command], check=True, cwd=ROOT, env=environment)
     one, two = (tmp_path / name for name in ("one", "two"))
-    asked = sorted(path.name for path in two.glob("process*"))
-    assert [name[:9] for name in asked] == ["process 0"] * 3 + ["process 1"] * 2
+    two.mkdir()
+    asked = ["--model", folder, "--limit", 20, "--tasks", "detection", "--output"]
+    monkeypatch.setattr("evaluation.predict.PART", 4)
+    evaluate(*asked, one)
+    command = [sys.executable, *launcher, tmp_path / "share.py", two, *asked, two, "--resamples", 20]
+    subprocess.run([str(word) for word in command], check=True, cwd=ROOT, env=environment)
+    signs = sorted(path.name for path in two.glob("process*"))
+    assert [name[:9] for name in signs] == ["process 0"] * 3 + ["process 1"] * 2
     assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
     first, second = (json.loads((path / "results.json").read_text()) for path in (one, two))
     assert first["tasks"] == second["tasks"]

@@ -77,13 +77,16 @@ class Recording:
 
 
 def _video_pictures(path: Path, numbers: tuple[int, ...]) -> Iterator[tuple[int, Image.Image | None, str]]:
-    """Pictures of a video, in rising order: seeking is not exact in all codecs, so frames between are passed over."""
+    """Pictures of a video, in rising order: seeking is not exact in all codecs, so frames between are passed over.
+
+    None is read beyond a damaged one: OpenCV would go on with the next, and count it by the damaged one's number.
+    """
     import cv2
 
-    video, read = cv2.VideoCapture(str(path)), 0
+    video, read, whole = cv2.VideoCapture(str(path)), 0, True
     for position in np.argsort(numbers, kind="stable").tolist():
         # Frame n has been passed when n pictures have been grabbed.
-        while read < numbers[position] and video.grab():
+        while read < numbers[position] and (whole := whole and video.grab()):
             read += 1
         picture = video.retrieve()[1] if read == numbers[position] else None
         if picture is not None:

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -126,6 +127,17 @@ def test_a_truncated_or_unreadable_video_is_told_frame_by_frame(tree):
     told = {found["SN010"].numbers[position]: why for position, image, why in found["SN010"].pictures() if not image}
     assert told == dict.fromkeys((5, 6), "LeftVideoSN010_comp.avi cannot be read beyond frame 4")
     assert [image for _, image, _ in found["SN013"].pictures()] == [None] * 6
+
+
+def test_no_frame_after_a_damaged_one_gets_another_ones_picture(tree):
+    video = tree / "Videos_LeftCamera" / "LeftVideoSN013_comp.avi"
+    data = bytearray(video.read_bytes())
+    third, fourth = [found.start() for found in re.finditer(b"00dc", data) if found.start() > data.index(b"movi")][2:4]
+    data[third + 8 : fourth] = bytes(fourth - third - 8)  # after its name and length
+    video.write_bytes(data)
+    recording = next(recording for recording in find_recordings(tree) if recording.subject == "SN013")
+    read = {recording.numbers[position]: image for position, image, _ in recording.pictures()}
+    assert [number for number, image in read.items() if image] == [1, 2] and len(read) == 6
 
 
 def test_rows_hold_levels_and_pictures_that_belong_together(tree, tmp_path):

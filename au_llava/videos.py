@@ -58,12 +58,14 @@ class Video:
             rate, count = 25.0, 0
         return cls(path, rate, max(0, int(count)))
 
-    def frames(self, per_second: float | None = None, start: int = 0) -> Generator[Frame, None, tuple[int, float]]:
+    def frames(
+        self, per_second: float | None = None, start: int = 0
+    ) -> Generator[Frame, None, tuple[int, float, bool]]:
         """The frames in order, turned upright; those before number `start` are passed over.
 
         Those of a camera are timed by the clock, from 0, and never end. In the end the generator returns the number
         of the last frame that there is, whether it was kept or not, and how many seconds into the file it is shown:
-        its time, and more where the picture begins after the sound.
+        its time, and more where the picture begins after the sound; and whether others come after one that is damaged.
 
         Args:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
@@ -94,7 +96,9 @@ class Video:
                     if min(wide, high) > 0 and wide != high:
                         image = image.resize((max(1, round(image.width * wide / high)), image.height))
                     yield Frame(number, time, image)
-        return number, reached
+            # After a damaged frame others come; at the end of a file none does.
+            broken = any(capture.grab() for _ in range(number + 1, self.count))
+        return number, reached, broken
 
     def whole(self) -> bool:
         """Whether the file holds all frames that it should, those among them that it says not to show, too."""
@@ -150,11 +154,11 @@ def recognize_video(
     for row in earlier:
         start, seen = row["frame"] + 1, row["frame"]
         tracker.note(row["time"], [(row["face"], _box(row))] if row["status"] == "ok" else [])
-    last, until = -1, -1.0
+    last, until, broken = -1, -1.0, False
 
     def kept() -> Iterator[Frame]:
-        nonlocal last, until
-        last, until = yield from video.frames(per_second, start)
+        nonlocal last, until, broken
+        last, until, broken = yield from video.frames(per_second, start)
 
     frames = kept()
     ready: list[dict] | None = None
@@ -169,10 +173,11 @@ def recognize_video(
             yield ready
     if seen < 0:
         raise ValueError(f"{video.path}: not one frame can be read; convert it, or check that it is whole.")
-    # It must lack frames and time: a count that was guessed is too high where the rate varies, and the time too long
-    # where the last frame stays. Containers may count a few frames too many; and of a video that was cut without being
-    # encoded anew those frames, too, that are there for the others' sake and never shown.
-    if video.count - max(last, until * video.rate) > 3 + 0.05 * video.count and not video.whole():
+    # Else it must lack frames and time: a count that was guessed is too high where the rate varies, and the time too
+    # long where the last frame stays. Containers may count a few frames too many; and of a video that was cut without
+    # being encoded anew those frames, too, that are there for the others' sake and never shown.
+    lacks = video.count - max(last, until * video.rate) > 3 + 0.05 * video.count
+    if broken or (lacks and not video.whole()):
         length = f"{until:.1f} of {video.count / video.rate:.1f} seconds"
         raise ValueError(f"{video.path}: damaged after frame {last}, {length}; the rows until there are kept.")
 

@@ -501,6 +501,19 @@ def test_what_stands_before_the_damage_is_kept(tmp_path, monkeypatch, folder, na
     assert re.search(rf"{name}: damaged after frame \d+, {end:.1f} of 10.0 seconds; the rows", last["error"])
 
 
+def test_a_damaged_frame_amid_a_video_is_told(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    matroska("talk.mkv", [Image.new("RGB", (96, 64))] * 25, [*range(0, 2600, 100)], 10)
+    data = bytearray(Path("talk.mkv").read_bytes())
+    tenth = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)][9]
+    data[tenth : data.index(b"\xff\xd9", tenth)] = bytes(data.index(b"\xff\xd9", tenth) - tenth)
+    Path("talk.mkv").write_bytes(data)
+    assert recognize(folder, "talk.mkv", "--output", "t.csv") == 1
+    *rows, last = read("t.csv")
+    assert [row["frame"] for row in rows] == list("012345678")
+    assert "talk.mkv: damaged after frame 8, 0.8 of 2.5 seconds" in last["error"]
+
+
 def shades_of_film(video):
     """Which of the video's pictures, each 10 brighter than the one before, a film made of it shows."""
     films.write_film(Path("film.mp4"), Video.open(video), iter([]), ("detection", select("AU12")))

@@ -76,6 +76,8 @@ class Video:
         with closing_capture(self.path) as capture:
             # How many times wider than high a pixel is shown: camcorders and discs store pictures squeezed.
             wide, high = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+            if capture.get(cv2.CAP_PROP_ORIENTATION_META) in (90, 270):  # OpenCV turns pictures, but not this
+                wide, high = high, wide
             begun = monotonic()
             while capture.grab():
                 number += 1

@@ -202,6 +202,18 @@ def test_a_picture_that_is_stored_squeezed_is_as_wide_as_it_is_shown(tmp_path):
     assert frame.image.getpixel((43, 32))[0] > 200 and frame.image.getpixel((52, 32))[0] < 50
 
 
+def test_a_turned_picture_that_is_stored_squeezed_is_as_high_as_it_is_shown(clip):
+    data = bytearray(Path(clip).read_bytes())
+    header = data.index(b"tkhd") + 4
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    data[header + 40 : header + 84] = turn + struct.pack(
+        ">2I", 128 << 16, 64 << 16
+    )  # shown 128 pixels wide, then turned
+    Path("turned.mp4").write_bytes(data)
+    width, height = next(Video.open("turned.mp4").frames()).image.size
+    assert height / width == pytest.approx(128 / 64, rel=0.02)
+
+
 @needs_ffmpeg
 def test_variable_rate_and_rotation(clip):
     ffmpeg("-i", clip, "-vf", "setpts='if(lt(N,10),N/10,1+(N-10)/5)/TB'", "-fps_mode", "vfr", "slow.mkv")

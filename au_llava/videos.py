@@ -71,7 +71,7 @@ class Video:
             per_second (`float`, *optional*): Keep so many frames of each second; all by default.
             start (`int`, defaults to 0): The number of the first frame that may be kept.
         """
-        number, time, last, due, reached = -1, -1.0, -1.0, 0.0, -1.0
+        number, time, last, due, reached, begins = -1, -1.0, -1.0, 0.0, -1.0, 0.0
         live = is_camera(self.path)
         with closing_capture(self.path) as capture:
             # How many times wider than high a pixel is shown: camcorders and discs store pictures squeezed.
@@ -82,6 +82,8 @@ class Video:
             while capture.grab():
                 number += 1
                 stamp = monotonic() - begun if live else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                begins = begins if number else stamp  # above 0 in AVI files whose frames are stored in another order
+                stamp -= begins
                 # Some files have no time stamps, and some have one twice, whose frames stay before the next one.
                 time = stamp if stamp > time else time + (0.001 if 0 < stamp == last else 1 / self.rate)
                 last = stamp

@@ -158,6 +158,22 @@ def test_a_repeated_time_does_no_harm_to_those_after_it(clip):
     assert np.allclose(found, np.array(times) / 1000, atol=0.002) and found == sorted(set(found))
 
 
+def test_times_are_counted_from_the_first_picture(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "late.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for _ in range(5):
+        writer.write(np.zeros((64, 96, 3), np.uint8))
+    writer.release()
+    data = bytearray((tmp_path / "late.avi").read_bytes())
+    first = data.index(b"00dc", data.index(b"movi"))  # it becomes an empty one, for which no picture is shown
+    length = struct.unpack("<I", data[first + 4 : first + 8])[0]
+    data[first + 4 : first + 16] = struct.pack("<I4sI", 0, b"JUNK", length - 8)
+    entry = data.index(b"idx1") + 8
+    data[entry + 12 : entry + 16] = bytes(4)
+    (tmp_path / "late.avi").write_bytes(data)
+    times = [frame.time for frame in Video.open(str(tmp_path / "late.avi")).frames()]
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
 def test_a_whole_video_is_not_called_damaged(clip, folder):
     timed("fast.mp4", clip, [*range(0, 2000, 400), *range(2000, 2420, 20)])  # most frames in the last half second
     assert recognize(folder, "fast.mp4", "--fps", "5", "--output", "t.csv") == 0

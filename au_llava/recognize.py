@@ -128,6 +128,8 @@ def prepared(arguments: Namespace) -> tuple[list[Question], list[Column], Path |
     output = None if arguments.output in (None, "-") else Path(arguments.output)
     if output and output.suffix not in FORMATS:
         raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
+    if output and output.is_dir():
+        raise ValueError(f"{output}: there is a folder of this name; give the output another.")
     return asked, chosen, output
 
 

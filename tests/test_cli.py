@@ -403,6 +403,7 @@ def test_openface_columns(au, photos):
         (["--action-units", "AU99"], "AU99"),
         (["--action-units", "AU1,AU1"], "more than once"),
         (["--output", "t.xlsx"], ".parquet"),
+        (["--output", "folder.csv"], "folder.csv: there is a folder of this name"),
         (["--evidence", "attention"], "--overlay"),
         (["--detector", "magic"], "magic"),
         (["--model", "no/such/folder"], "no such folder"),
@@ -412,6 +413,7 @@ def test_openface_columns(au, photos):
     ],
 )
 def test_wrong_usage_is_told_in_one_line(photos, folder, capsys, arguments, told):
+    Path("folder.csv").mkdir()
     Path("other").mkdir()
     Path("other/config.json").write_text('{"model_type": "llama"}')
     assert main(["recognize", photos[0], "--model", folder, "--detector", "none", *arguments]) == 2

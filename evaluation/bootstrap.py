@@ -117,13 +117,19 @@ def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> di
     """
     drawn = draw_people([len(fold) for fold in people], resamples)
     folds = [scores(np.tensordot(weights, fold, axes=1)) for weights, fold in zip(drawn, people, strict=True)]
-    return _of_several(drawn, {name: mean_over([fold[name] for fold in folds]) for name in folds[0]})
+    few = sum(map(len, people)) < LEAST_PEOPLE
+    return {name: mean_over([fold[name] for fold in folds]) * (np.nan if few else 1) for name in folds[0]}
 
 
-def _of_several(drawn: list[np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Scores of resamples; NaN where they are of too few people to say anything of others."""
-    few = sum(weights.shape[1] for weights in drawn) < LEAST_PEOPLE
-    return {name: np.full_like(score, np.nan) if few else score for name, score in scores.items()}
+def few_people(people: list[np.ndarray], scores) -> dict[str, np.ndarray]:
+    """Whether fewer than `LEAST_PEOPLE` have a label that a score is made of: for each unit, then for any of them.
+
+    Args:
+        people, scores: As for [`resample`].
+    """
+    own = [scores(fold) for fold in people]  # NaN for a person without such a label
+    having = {name: ~np.isnan(np.concatenate([fold[name] for fold in own])) for name in own[0]}
+    return {name: np.append(found.sum(0), found.any(1).sum()) < LEAST_PEOPLE for name, found in having.items()}
 
 
 def resample_ranks(
@@ -151,7 +157,7 @@ def resample_ranks(
         ]
     )  # (folds, units, scores, resamples)
     scores = zip(("roc_auc", "average_precision"), mean_over(found).swapaxes(0, 1).swapaxes(1, 2), strict=True)
-    return _of_several(drawn, dict(scores))
+    return dict(scores)
 
 
 def rank_scores(labels: np.ndarray, probability: np.ndarray, owner: np.ndarray, weights: np.ndarray) -> np.ndarray:

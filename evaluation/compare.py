@@ -64,8 +64,8 @@ def compare_task(first: Answers, second: Answers, resamples: int = bootstrap.RES
     for metric in COMPARED[is_detection(first.task)]:
         one, other = (point[metric] for point in points)
         difference = draws[0][metric] - draws[1][metric]
-        columns = [("mean", bootstrap.mean_over(one), bootstrap.mean_over(other), bootstrap.mean_over(difference, 1))]
-        columns += list(zip(first.action_units, one, other, difference.T, strict=True))
+        columns = list(zip(first.action_units, one, other, difference[:, :-1].T, strict=True))
+        columns.insert(0, ("mean", bootstrap.mean_over(one), bootstrap.mean_over(other), difference[:, -1]))
         for unit, a, b, spread in columns:
             low, high = bootstrap.interval(spread)
             rows.append(

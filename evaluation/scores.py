@@ -150,7 +150,7 @@ def score_row(
         }
     for name in names:
         value = bootstrap.mean_over([unit[name]["value"] for unit in per_unit.values()])
-        mean[name] = entry(value, bootstrap.mean_over(draws[name], axis=1))
+        mean[name] = entry(value, draws[name][:, -1])
     return {
         "mean": mean,
         "action_units": per_unit,
@@ -186,12 +186,20 @@ def sums(answers: Answers, values: np.ndarray) -> tuple:
 def draw_scores(
     answers: Answers, values: np.ndarray, probabilities: np.ndarray, resamples: int
 ) -> dict[str, np.ndarray]:
-    """Each score of every resample of people: `(resamples, units)`."""
-    draws = bootstrap.resample(*sums(answers, values), resamples)
+    """Each score of every resample of people: `(resamples, units + 1)`, the mean over units last.
+
+    NaN where fewer than `LEAST_PEOPLE` have a label that the score is made of.
+    """
+    people, scores = sums(answers, values)
+    draws, few = bootstrap.resample(people, scores, resamples), bootstrap.few_people(people, scores)
     if is_detection(answers.task):
         who = (answers.subjects, answers.folds)
-        draws |= bootstrap.resample_ranks(answers.labels, probabilities, *who, resamples)
-    return draws
+        ranks = bootstrap.resample_ranks(answers.labels, probabilities, *who, resamples)
+        draws, few = draws | ranks, few | dict.fromkeys(ranks, few["f1"])
+    return {
+        name: np.where(few[name], np.nan, np.column_stack([draw, bootstrap.mean_over(draw, axis=1)]))
+        for name, draw in draws.items()
+    }
 
 
 def _compute(answers: Answers, values: np.ndarray, probabilities: np.ndarray, rows: Sequence | slice) -> dict:

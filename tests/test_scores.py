@@ -88,6 +88,19 @@ def test_ranks_have_intervals_over_people():
             assert entry["low"] < entry["value"] < entry["high"]
 
 
+def test_a_score_that_few_people_tell_of_has_no_interval():
+    answers = make_answers("intensity_level")
+    answers.labels[answers.subjects > "P01", 0] = np.nan  # only two people are known
+    answers.labels[(answers.subjects != "P03") & ~np.isnan(answers.labels[:, 1]), 1] = 0  # only one shows the unit
+    row = score_row(answers, answers.values, answers.expected_values, resamples=50)
+    blank = {(unit, name) for unit, own in row["action_units"].items() for name in own if np.isnan(own[name]["low"])}
+    assert blank == {("AU1", name) for name in row["mean"]} | {("AU2", "mae_nonzero")}
+    assert row["mean"]["mae"]["low"] < row["mean"]["mae"]["value"] < row["mean"]["mae"]["high"]
+    other = replace(answers, values=answers.values[::-1])
+    compared = compare({"intensity_level": answers}, {"intensity_level": other}, resamples=50)["intensity_level"]
+    assert {line["action_unit"] for line in compared if np.isnan(line["low"])} == {"AU1"}
+
+
 def test_mean_over_folds_then_units():
     answers = make_answers(folds=(1, 2, 3))
     row = score_row(answers, answers.values, answers.expected_values, resamples=20)

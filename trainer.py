@@ -223,8 +223,11 @@ def scores(answers: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -
 
     Returns:
         `dict`: `detection_f1` (0 to 1), or `TASK_mae` in the task's own range, for each task; `score` (0 to 1), the
-        mean over the tasks of F1 and of 1 - MAE / range. Unknown labels are left out; a unit that is neither present
-        nor found has F1 0.
+        mean over the tasks of F1 and of 1 - MAE / range. Unknown labels are left out, and so is a task that has no
+        others; a unit that is neither present nor found has F1 0.
+
+    Raises:
+        ValueError: No label is known.
 
     Example:
 
@@ -244,9 +247,13 @@ def scores(answers: dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]) -
                     units.append(float(f1_score(label[seen], value[seen], zero_division=0)))
                 elif seen.any():
                     units.append(float(np.abs(label[seen] - value[seen]).mean()))
+        if not units:
+            continue
         mean = float(np.mean(units))
         found[f"{task}_{'f1' if detection else 'mae'}"] = round(mean, 4)
         parts.append(mean if detection else 1 - mean / (high - low))
+    if not parts:
+        raise ValueError("Of the rows to validate on no label is known; give rows with labels.")
     return found | {"score": round(float(np.mean(parts)), 4)}
 
 

@@ -30,7 +30,7 @@ from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
 from au_llava.datasets_scripts.instructions import FEATURES, Question, Relations, instruct, make_row
 from au_llava.shared_prefix import SharedPrefixTrainer
-from au_llava.trainer import AuLlavaTrainer
+from au_llava.trainer import AuLlavaTrainer, scores
 
 
 @pytest.fixture
@@ -124,6 +124,14 @@ def test_evaluate_scores_the_rows_that_it_is_given(tokenizer, processor, rows, t
         found = trainer.evaluate(Dataset.from_list(given, features=FEATURES), metric_key_prefix="other")
         errors.append(found["other_intensity_level_mae"])
     assert sum(errors) == pytest.approx(5, abs=1e-3)
+
+
+def test_a_task_without_a_known_label_is_not_scored():
+    unknown, level = np.full((2, 1), np.nan), np.array([[2.0], [3.0]])
+    found = scores({"detection": [(["AU1"], unknown, unknown)], "intensity_level": [(["AU1"], level, level + 1)]})
+    assert found == {"intensity_level_mae": 1.0, "score": 0.8}
+    with pytest.raises(ValueError, match="no label is known"):
+        scores({"detection": [(["AU1"], unknown, unknown)]})
 
 
 def test_the_shared_prefix_gives_the_same_loss_and_gradients(tokenizer, layout, rows, tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO, IOBase
 from math import ceil
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def find_faces(image: Image.Image, detector: str = "auto", max_faces: int | None
         The faces, largest box first; empty if there are none. What a crop shows beyond the photograph is black.
 
     Raises:
-        ValueError: If the detector is unknown or its file is no SCRFD model, or `max_faces` is below 1.
+        ValueError: If the detector is unknown or its file is no SCRFD model, or `max_faces` no number of faces.
         FileNotFoundError, RuntimeError: If an SCRFD model is not where it should be, or cannot be downloaded.
 
     Example:
@@ -149,8 +150,8 @@ def find_faces(image: Image.Image, detector: str = "auto", max_faces: int | None
     >>> find_faces(Image.new("RGB", (320, 240)), detector="cascade")
     []
     """
-    if max_faces is not None and max_faces < 1:
-        raise ValueError(f"max_faces is {max_faces}; give 1 or more, or None for all.")
+    if max_faces is not None and (not isinstance(max_faces, Integral) or max_faces < 1):
+        raise ValueError(f"max_faces is {max_faces!r}; give a whole number, 1 or more, or None for all.")
     if detector not in DETECTORS and not str(detector).endswith(".onnx"):
         raise ValueError(f"Unknown detector {detector!r}; give {', '.join(DETECTORS)} or the path of an .onnx file.")
     if detector == "none":

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from io import IOBase
+from numbers import Integral
 
 import torch
 from transformers import Pipeline
@@ -110,12 +111,8 @@ class FacialActionUnitPipeline(Pipeline):
         usual = self.task if self.task in TASKS else "detection"  # which the base class keeps from the parameters
         task = get_task(question.pop("task", usual)).name
         question["questions"] = [(task, select(question.pop("action_units", None), task))]
-        size = next(number for number in (batch_size, self._batch_size, 8) if number is not None)
-        if size < 1:
-            raise ValueError(f"batch_size is {size}; give 1 or more.")
-        workers = next(number for number in (num_workers, self._num_workers, 1) if number is not None)
-        if workers < 0:
-            raise ValueError(f"num_workers is {workers}; give 0 or more.")
+        size = _count("batch_size", 1, batch_size, self._batch_size, 8)
+        workers = _count("num_workers", 0, num_workers, self._num_workers, 1)
         # A picture may be a string, a file or an array itself. Columns of data sets have items, but need not be
         # iterable.
         dimensions = getattr(images, "ndim", None)
@@ -256,6 +253,14 @@ class FacialActionUnitPipeline(Pipeline):
         """Write model, processor and all their code into one folder that `pipeline` loads again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _count(name: str, least: int, *given) -> int:
+    """The first number that was given; `None` was not."""
+    number = next(number for number in given if number is not None)
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name} is {number!r}; give a whole number, {least} or more.")
+    return int(number)
 
 
 def _each(images) -> Iterable:

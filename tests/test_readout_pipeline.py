@@ -153,9 +153,11 @@ def test_threads_ahead_change_neither_order_nor_errors(pipe, crops, tmp_path, wo
     assert values(results) == values([pipe(crop) for crop in crops])
 
 
-def test_a_negative_number_of_threads_is_refused(pipe, crops):
-    with pytest.raises(ValueError, match="num_workers is -1"):
-        pipe(crops, num_workers=-1)
+@pytest.mark.parametrize("setting", ["batch_size", "num_workers", "max_faces"])
+@pytest.mark.parametrize("count", [-1, "4", 2.5])
+def test_what_is_no_number_of_things_is_refused(pipe, crops, setting, count):
+    with pytest.raises(ValueError, match=f"{setting} is {count!r}; give a whole number"):
+        pipe(crops[0], **{setting: count})
 
 
 def test_faces_are_found_while_the_model_is_at_work(pipe, crops):

@@ -63,6 +63,9 @@ _DECISION_TEMPLATE = """\
 {%%- if pictures(state) | length != 1 -%%}
 {{ raise_exception('The state has to hold one picture of a face: a name that stands in the assets.') }}
 {%%- endif -%%}
+{%%- if pictures(questions) -%%}
+{{ raise_exception('The name of a picture stands in a question, too; call the picture otherwise, such as photo-1.') }}
+{%%- endif -%%}
 {%%- set prompt = prompts[questions[0].type] -%%}
 {%%- if not prompt or questions | map(attribute='type') | unique | list | length != 1 -%%}
 {{ raise_exception('One request asks either noul questions (is a unit present?) or score questions (its level).') }}

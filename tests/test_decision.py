@@ -117,6 +117,7 @@ def test_of_a_list_that_the_model_was_trained_on_all_is_asked(trained_on_lists, 
         ({"state": "face", "questions": {"AU1": {"type": "choice", "criteria": {"a": None}}}}, "either"),
         ({"state": "face", "questions": {"AU1": {"type": "score", "criteria": LEVELS[:3]}}}, "6 criteria"),
         ({"state": "face", "questions": {"joy": NOUL}}, "joy is no Action Unit"),
+        ({"state": "face", "questions": {"AU1": NOUL | {"instructions": "Of the face"}}}, "stands in a question, too"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused(decide, face, request_, message):

@@ -70,6 +70,7 @@ _DECISION_TEMPLATE = """\
 {%%- if not prompt or questions | map(attribute='type') | unique | list | length != 1 -%%}
 {{ raise_exception('One request asks either noul questions (is a unit present?) or score questions (its level).') }}
 {%%- endif -%%}
+{%%- if prompt.untrained -%%}{{ raise_exception(prompt.untrained) }}{%%- endif -%%}
 {%%- set asked = namespace(lines=[], whole=[]) -%%}
 {%%- for question in questions -%%}
 {%%- if question.options | length != prompt.options -%%}
@@ -109,7 +110,8 @@ def decision_files(processor) -> dict[str, str]:
     A `noul` question asks whether a unit is present and a `score` question, with six criteria, for its level. The name
     of the question, or its instructions, is a code such as `AU12`, or the instructions describe a unit of your own.
     Where the model was trained on whole lists, those asked about have to be in one of them, in its order, and the
-    whole list is asked about. The answers' digits are neutral, as for `recognize(readout="parallel")`.
+    whole list is asked about; questions of a task that it was not trained on are refused. The answers' digits are
+    neutral, as for `recognize(readout="parallel")`.
 
     Args:
         processor ([`AuLlavaProcessor`]): Writes prompts and answers.
@@ -133,14 +135,17 @@ def decision_files(processor) -> dict[str, str]:
 
         one, many = processor.prompt(task, [first]), processor.prompt(task, [first, second])
         head, tail = one.split(first.line())
+        known = processor.trained_lists
+        strange = f"The model was not trained to answer {kind} questions. It was trained on {', '.join(known)} alone."
         prompts[kind] = {
+            "untrained": strange if known and task not in known else "",
             "head": head,
             "one": tail,
             "many": many.split(second.line())[1].split("2", 1),
             "opening": apart(grammar.opening),
             "separator": apart(grammar.separator),
             "options": len(texts),
-            "lists": [] if task in processor.free_tasks else processor.trained_lists.get(task, []),
+            "lists": [] if task in processor.free_tasks else known.get(task, []),
         }
         labels[kind] = list(texts)
         temperature[kind] = processor.calibration.get(task, {}).get("temperature", 1.0)

@@ -89,7 +89,9 @@ def trained_on_lists(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("lists") / folder.name
     shutil.copytree(folder, place)
     processor = AuLlavaProcessor.from_pretrained(folder)
-    processor.trained_lists = {"detection": [["AU9", "AU4"], ["AU1", "AU4", "AU6", "AU12"]]}
+    detection = [["AU9", "AU4"], ["AU1", "AU4", "AU6", "AU12"]]
+    processor.trained_lists = {"detection": detection, "intensity_level": [["AU4", "AU12"]]}
+    processor.free_tasks = ["intensity_level"]
     processor.save_pretrained(place)
     return place
 
@@ -101,12 +103,23 @@ def test_of_a_list_that_the_model_was_trained_on_all_is_asked(trained_on_lists, 
         answers = ask(decide, face, dict.fromkeys(codes, NOUL))
         found = [answers[code]["noul"] for code in codes]
         assert found == pytest.approx([expected[place] for place in places], abs=1e-4)
-    levels = ask(decide, face, {"AU12": {"type": "score", "criteria": LEVELS}})  # not trained on lists
+    levels = ask(decide, face, {"AU12": {"type": "score", "criteria": LEVELS}})  # trained on any selection
     alone = ours(decide, trained_on_lists, face, "intensity_level", "AU12").expected_values[0].item()
     assert levels["AU12"]["score"] == pytest.approx(alone, abs=1e-4)
     for strange in (["AU12", "AU4"], ["AU9", "AU12"], ["AU12", "AU43"]):
         with pytest.raises(Exception, match="in its order: AU9, AU4; AU1, AU4, AU6, AU12"):
             ask(decide, face, dict.fromkeys(strange, NOUL))
+
+
+def test_a_task_that_the_model_was_not_trained_on_is_not_asked(folder, face, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "model")
+    processor = AuLlavaProcessor.from_pretrained(folder)
+    processor.trained_lists = {"detection": [["AU1", "AU12"]], "intensity": [["AU1", "AU12"]]}
+    processor.save_pretrained(place)
+    decide = pipeline("decision", model=str(place), trust_remote_code=True)
+    assert ask(decide, face, {"AU12": NOUL})
+    with pytest.raises(Exception, match="to answer score questions. It was trained on detection, intensity alone"):
+        ask(decide, face, {"AU12": {"type": "score", "criteria": LEVELS}})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .films import write_timelines
 from .photos import check_detector, load_pipeline
-from .recognize import _about, _settings, prepared
+from .recognize import _about, _columns, _settings, prepared
 from .tables import write_table
 from .videos import Video, recognize_video
 
@@ -26,11 +26,12 @@ def run(arguments: Namespace) -> int:
     name, *others = arguments.input
     if others or arguments.overlay or arguments.smooth or arguments.evidence:
         raise ValueError(f"Camera {name} must be the only input, and goes without --overlay, --evidence and --smooth.")
-    asked, chosen, output = prepared(arguments)
+    asked, output = prepared(arguments)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
     arguments.detector = check_detector(arguments.detector)
     video, pipe = Video.open(name), load_pipeline(arguments.model, arguments.device)
+    chosen = _columns(pipe, asked, arguments)
     with TemporaryFile("w+") as kept:
 
         def again() -> Iterator[dict]:

@@ -199,7 +199,7 @@ def _link(path: Path, kind: str) -> str:
 
 def _downloads(pipe, found: list[dict], asked: list[Question], detector: str, stem: str) -> list[dict]:
     """The rows as links that hold a CSV and a JSON file; the JSON says what each column means and what made it."""
-    chosen = columns(asked)
+    chosen = columns(asked, pipe.processor.calibration)
     with TemporaryDirectory() as folder:
         table, whole = Path(folder, "faces.csv"), Path(folder, "faces.json")
         write_table(table, iter(found), chosen, provenance(pipe, detector))

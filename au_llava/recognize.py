@@ -44,7 +44,7 @@ _PARTIAL = re.compile(r"^(partial(-\d+)?_*)(?=[/\\])", re.IGNORECASE)
 
 def run(arguments: Namespace) -> int:
     """Carry out the subcommand; the exit code: 0 all well, 1 some inputs failed or could not be drawn."""
-    asked, chosen, output = prepared(arguments)
+    asked, output = prepared(arguments)
     if arguments.evidence and not arguments.overlay:
         raise ValueError("--evidence is drawn on overlays; give --overlay too.")
     if arguments.smooth and arguments.fps and arguments.smooth * arguments.fps < 1.999:
@@ -65,6 +65,7 @@ def run(arguments: Namespace) -> int:
         arguments.detector = check_detector(arguments.detector)
         device = arguments.device or (str(crew.device) if crew.num_processes > 1 else None)
         pipe = load_pipeline(arguments.model, device)
+    chosen = _columns(pipe, asked, arguments)
     if arguments.openface and crew.is_main_process:
         _tell_mapping(asked, chosen)
     if not output:
@@ -121,16 +122,19 @@ def run(arguments: Namespace) -> int:
     return 1 if failed or undrawn else 0
 
 
-def prepared(arguments: Namespace) -> tuple[list[Question], list[Column], Path | None]:
-    """What is asked, the columns of the table, and its file, if it goes to one."""
+def prepared(arguments: Namespace) -> tuple[list[Question], Path | None]:
+    """What is asked, and the table's file, if it goes to one."""
     asked = _asked(arguments)
-    chosen = openface_columns(asked) if arguments.openface else columns(asked)
     output = None if arguments.output in (None, "-") else Path(arguments.output)
     if output and output.suffix not in FORMATS:
         raise ValueError(f"{output}: the output's name must end in {', '.join(FORMATS)}; or give - for JSON Lines.")
     if output and output.is_dir():
         raise ValueError(f"{output}: there is a folder of this name; give the output another.")
-    return asked, chosen, output
+    return asked, output
+
+
+def _columns(pipe, asked: list[Question], arguments: Namespace) -> list[Column]:
+    return openface_columns(asked) if arguments.openface else columns(asked, pipe.processor.calibration)
 
 
 def _crew(arguments: Namespace) -> PartialState:

@@ -61,13 +61,17 @@ _PLACE = (
 )
 
 
-def columns(asked: list[Question]) -> list[Column]:
-    """The output's columns: place and status of the face, then three or five for each task and Action Unit."""
+def columns(asked: list[Question], calibration: dict[str, dict]) -> list[Column]:
+    """The output's columns: place and status of the face, then three or five for each task and Action Unit.
+
+    Answers are whole numbers where a task's are, unless its calibration decides for the mean.
+    """
     chosen = list(_PLACE)
     for task, units in asked:
         low, high = get_task(task).texts[0], get_task(task).texts[-1]
+        real = "." in low or calibration.get(task, {}).get("decision") == "mean"
         for unit in units:
-            key, type = f"{unit.code}_{task}", "float64" if "." in low else "int64"
+            key, type = f"{unit.code}_{task}", "float64" if real else "int64"
             scale, about = get_task(task).answer, f"{unit.name} ({task.replace('_', ' ')})"
             mean = f"Mean of the model's distribution: {about}; where answers are 0 or 1, the probability of 1"
             chosen += [

@@ -64,6 +64,19 @@ def test_describe_prints_the_text_description(capsys):
     assert capsys.readouterr().out == describe("intensity", "FEAFA1,FEAFA2") + "\n"
 
 
+def test_a_level_that_is_a_mean_is_a_real_number_in_every_table(au, photos, folder):
+    shutil.copytree(folder, "model")
+    place = Path("model", "processor_config.json")
+    own = {"calibration": {"intensity_level": {"decision": "mean"}}}
+    place.write_text(json.dumps(json.loads(place.read_text()) | own))
+    for name in ("t.parquet", "t.jsonl"):
+        au("recognize", photos[0], "--task", "intensity_level", "--output", name, model="model")
+    (found,) = parquet.read_table("t.parquet").to_pylist()
+    assert found == json.loads(Path("t.jsonl").read_text())
+    level = found["AU12_intensity_level"]
+    assert level == found["AU12_intensity_level_expected"] != int(level)
+
+
 @pytest.mark.parametrize("command", [[], ["recognize"], ["demo"], ["describe"], ["doctor"]])
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as stop:

@@ -80,6 +80,9 @@ _DECISION_TEMPLATE = """\
 {%%- if not line or line is not string -%%}
 {{ raise_exception('Question ' ~ question.name ~ ' is no Action Unit; name it so, or describe your own in text.') }}
 {%%- endif -%%}
+{%%- if line in asked.lines -%%}
+{{ raise_exception('Question ' ~ question.name ~ ' is about a unit of another question; ask about each one once.') }}
+{%%- endif -%%}
 {%%- set asked.lines = asked.lines + [line] -%%}
 {%%- endfor -%%}
 {%%- for codes in prompt.lists if not asked.whole -%%}

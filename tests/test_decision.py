@@ -130,6 +130,7 @@ def test_a_task_that_the_model_was_not_trained_on_is_not_asked(folder, face, tmp
         ({"state": "face", "questions": {"AU1": {"type": "choice", "criteria": {"a": None}}}}, "either"),
         ({"state": "face", "questions": {"AU1": {"type": "score", "criteria": LEVELS[:3]}}}, "6 criteria"),
         ({"state": "face", "questions": {"joy": NOUL}}, "joy is no Action Unit"),
+        ({"state": "face", "questions": {"AU1": NOUL, "brow": NOUL | {"instructions": "AU1"}}}, "about a unit of"),
         ({"state": "face", "questions": {"AU1": NOUL | {"instructions": "Of the face"}}}, "stands in a question, too"),
     ],
 )  # fmt: skip

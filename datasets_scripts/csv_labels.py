@@ -125,9 +125,10 @@ def find_recordings(csv: str | Path, task: str = "detection", skip_bad_labels: b
     """Read the csv and group its pictures by sequence.
 
     Raises:
-        ValueError: Something in the csv is wrong, or it lists no picture.
+        ValueError: The task is unknown, something in the csv is wrong, or it lists no picture.
     """
     problems: list[str] = []
+    get_task(task)
     codes, rows = read_csv(Path(csv), task, problems)
     groups: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
     splits: dict[str, set[str]] = defaultdict(set)

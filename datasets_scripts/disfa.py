@@ -110,16 +110,17 @@ def find_recordings(data_dir: str | Path, camera: str = "left", skip_bad_labels:
     if camera not in ("left", "right"):
         raise ValueError(f"Unknown camera {camera!r}; give 'left' or 'right'.")
     labels = root / "ActionUnit_Labels"
-    subjects = [subject for subject in SUBJECTS if (labels / subject).is_dir()]
+    folders = {path.name.upper(): path for path in labels.glob("*/")}
+    subjects = [subject for subject in SUBJECTS if subject in folders]
     if not subjects:
         raise FileNotFoundError(f"{labels}: no folders like SN001; give the folder of DISFA as distributed.")
     videos = _videos(root, camera)
     for subject in subjects:
-        files = {path.name.lower(): path for path in (labels / subject).iterdir()}
+        files = {path.name.lower(): path for path in folders[subject].iterdir()}
         columns = []
         for code in PRESETS["disfa"]:
             name = f"{subject}_au{code.removeprefix('AU')}.txt"
-            columns.append(read_levels(files.get(name.lower(), labels / subject / name), problems))
+            columns.append(read_levels(files.get(name.lower(), folders[subject] / name), problems))
         labelled = sorted(set().union(*columns))
         gaps = sorted(set(range(1, max(labelled, default=0))) - set(labelled))
         left_out = [(number, "no label") for number in gaps]

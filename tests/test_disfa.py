@@ -62,6 +62,13 @@ def test_a_label_file_that_was_cut_to_nothing_is_named(tmp_path):
         find_recordings(tmp_path)
 
 
+def test_a_subject_s_folder_may_be_spelt_small(tree):
+    found = [recording.subject for recording in find_recordings(tree)]
+    labels = tree / "ActionUnit_Labels"
+    (labels / "SN013").rename(labels / "sn013")
+    assert [recording.subject for recording in find_recordings(tree)] == found and "SN013" in found
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

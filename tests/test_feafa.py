@@ -297,6 +297,12 @@ def test_a_csv_that_cannot_be_read_is_one_problem(tmp_path, content, told):
         csv_labels.find_recordings(csv)
 
 
+def test_an_unknown_task_is_no_fault_of_the_csv(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,AU1\na.png,0\n")
+    with pytest.raises(ValueError, match="^Unknown task 'guess'"):
+        csv_labels.find_recordings(tmp_path / "labels.csv", task="guess")
+
+
 def test_about_a_fifth_of_a_csvs_people_is_tested(tmp_path):
     csv, splits = tmp_path / "labels.csv", {}
     for people in (*range(1, 9), 200):  # none of the first eight is drawn

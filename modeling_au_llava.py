@@ -42,7 +42,11 @@ class AuLlavaModel(LlavaModel):
     def __init__(self, config: AuLlavaConfig):
         # LlavaModel.__init__ would build its own two-layer projector, and the language model with it.
         LlavaPreTrainedModel.__init__(self, config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        try:
+            self.vision_tower = AutoModel.from_config(config.vision_config)
+        except ValueError:  # it cannot attend as the language model is told to; convolutional encoders do not attend
+            config.vision_config._attn_implementation = "eager"
+            self.vision_tower = AutoModel.from_config(config.vision_config)
         language_model = AutoModel.from_config(config.text_config)
         self.multi_modal_projector = nn.Linear(  # type: ignore[assignment]
             config.vision_config.hidden_size, language_model.get_input_embeddings().embedding_dim

@@ -353,6 +353,16 @@ def test_attention_implementations_agree(model, tmp_path):
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 
+def test_an_encoder_that_does_not_attend_is_not_told_how_to(tmp_path):
+    vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 32], depths=[1] * 4)
+    AuLlavaForConditionalGeneration.from_backbones(vision, LlamaConfig(**TEXT)).save_pretrained(tmp_path)
+    model = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert model.model.vision_tower.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="bogus"):
+        AuLlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="bogus")
+
+
 def test_dtype_and_device_map_are_honoured(model, tmp_path):
     model.save_pretrained(tmp_path)
     half = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")

@@ -136,8 +136,9 @@ class ReadoutMixin:
 
         Raises:
             ValueError: There are not as many prompts as pictures; their image tokens do not fit the pictures, as
-                processor and model do not belong together; an unknown `readout` or `decision`; a draft of another
-                shape, or one for the parallel read-out, which has its own.
+                processor and model do not belong together; prompt and answer are longer than the language model's
+                table of places; an unknown `readout` or `decision`; a draft of another shape, or one for the parallel
+                read-out, which has its own.
         """
         if readout not in READOUTS:
             raise ValueError(f"Unknown readout {readout!r}; accepted: {', '.join(READOUTS)}.")
@@ -175,6 +176,7 @@ class ReadoutMixin:
         finals = [torch.zeros(batch, grammar.count, len(letters), device=device) for letters in reader.alphabets]
 
         end = prompt_length + length - 1  # nothing is asked of the last token
+        self._check_places(positions[:, end - 1])
         shared = self._shared_length(input_ids, attention_mask) if reuse_prefix else 0
         cache = self._cache(input_ids[:1, :shared], batch, end if static_shapes else None)
         rows = torch.arange(batch, device=device)  # the rows still being decoded
@@ -337,6 +339,20 @@ class ReadoutMixin:
             raise ValueError(
                 f"The prompts hold {found} image tokens (id {self.config.image_token_id}), but the vision tower makes "
                 f"{expected} patches of the pictures. Use the processor that was saved with this model."
+            )
+
+    def _check_places(self, last: torch.Tensor) -> None:
+        """See that a language model with a table of places, as GPT-2 and OPT have, has one for each token."""
+        text = self.config.get_text_config()
+        settings = vars(text)
+        tables = {"max_position_embeddings", "n_positions"} & settings.keys()
+        if "rope_parameters" in settings or not tables:  # it counts distances
+            return
+        places = min(settings[name] for name in tables)
+        if (tokens := int(last.max()) + 1) > places:
+            raise ValueError(
+                f"Prompt and answer are {tokens} tokens long, but {text.model_type} has places for {places}; ask "
+                "about fewer Action Units at a time, or take a language model with more places."
             )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3TextConfig, MistralConfig, set_seed
+from transformers import Dinov2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, set_seed
 from undecided import TASKS, generated, inputs_for, undecided_model
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor, default_checkpoint
@@ -385,3 +385,19 @@ def test_a_processor_of_another_model_is_refused(model, processor):
     inputs["pixel_values"] = torch.rand(1, 3, 280, 280)
     with pytest.raises(ValueError, match=r"\[16\] image tokens.*\[25\] patches"):
         model.recognize(**inputs, grammar=grammar)
+
+
+def test_more_tokens_than_a_language_model_has_places_for_are_one_clear_error(processor, tokenizer):
+    vision = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=56)
+    inputs, grammar = inputs_for(processor, "detection", "AU12", count=1), processor.grammar("detection", "AU12")
+    needed = inputs["input_ids"].shape[1] + len(grammar) - 1  # nothing is asked of the last token
+
+    def recognize(language):
+        tokens = copy.deepcopy(tokenizer)
+        AuLlavaForConditionalGeneration.from_backbones(vision, language, tokens).recognize(**inputs, grammar=grammar)
+
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    recognize(GPT2Config(**size, n_positions=needed))
+    recognize(LlamaConfig(**size, max_position_embeddings=needed - 1))  # which has no table
+    with pytest.raises(ValueError, match=rf"{needed} tokens long, but gpt2 has places for {needed - 1}; ask about"):
+        recognize(GPT2Config(**size, n_positions=needed - 1))

@@ -81,9 +81,11 @@ def load_language_model(language: str | PreTrainedConfig, gguf_file: str | None 
         raise ValueError(f"{config.model_type} has an encoder of its own; give a language model by itself.")
     try:
         with torch.no_grad():
-            words = model.get_input_embeddings()(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+            core: Any = model.base_model
+            words = core.get_input_embeddings()(torch.zeros(1, 2, dtype=torch.long, device=model.device))
             patches = torch.ones_like(words)
-            told = model.base_model(inputs_embeds=patches, past_key_values=DynamicCache(), use_cache=True)
+            told = core(inputs_embeds=patches, past_key_values=DynamicCache(), use_cache=True)
+            told.past_key_values.get_seq_length()
             model.get_output_embeddings()(told.last_hidden_state)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as fault:
         raise ValueError(
@@ -114,8 +116,10 @@ def patches_of(states: torch.Tensor, pixel_values: torch.Tensor, config: PreTrai
         `torch.Tensor` of shape `(batch, patches, vision_hidden_size)`.
 
     Raises:
-        ValueError: The tower tells of fewer patches than there are.
+        ValueError: The tower tells of fewer pictures or patches than there are.
     """
+    if len(states) != len(pixel_values):  # as Pixtral, which strings them together
+        raise ValueError(f"Of {len(pixel_values)} pictures the vision tower tells as of {len(states)}.")
     if states.ndim == 4:  # of convolutional encoders
         return states.flatten(2).transpose(1, 2)
     told = states.shape[1]
@@ -146,8 +150,8 @@ def black_patches(tower: PreTrainedModel) -> torch.Tensor:
     faults = []
     for side in filter(None, sides):
         try:
-            crop = torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device)
-            return patches_of(tower(crop).last_hidden_state, crop, tower.config)[0]
+            crops = torch.zeros(2, 3, side, side, dtype=tower.dtype, device=tower.device)
+            return patches_of(tower(crops).last_hidden_state, crops, tower.config)[0]
         except (AttributeError, RuntimeError, TypeError, ValueError) as fault:
             faults.append(fault)
     raise ValueError(

@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
     BitImageProcessorPil,
     BloomConfig,
     CLIPVisionConfig,
@@ -32,8 +33,10 @@ from transformers import (
     MambaConfig,
     MobileNetV2Config,
     MptConfig,
+    OpenAIGPTConfig,
     OPTConfig,
     PhiConfig,
+    PixtralVisionConfig,
     Qwen2Config,
     ResNetConfig,
     SamVisionConfig,
@@ -168,6 +171,11 @@ def test_a_language_model_that_keeps_or_reads_something_else_is_refused():
     seeing = Gemma3Config(text_config=text, vision_config=SiglipVisionConfig(**VISION, **SQUARE))
     with pytest.raises(ValueError, match="gemma3 has an encoder of its own"):
         AuLlavaForConditionalGeneration.from_backbones(vision, seeing)
+    wrapped = BartConfig(d_model=32, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64, vocab_size=99)
+    forgetful = OpenAIGPTConfig(n_embd=32, n_layer=1, n_head=2, vocab_size=99)
+    for language in (wrapped, forgetful):
+        with pytest.raises(ValueError, match=f"{language.model_type} cannot be the language model"):
+            AuLlavaForConditionalGeneration.from_backbones(vision, language)
 
 
 def test_an_encoder_that_hides_patches_is_refused():
@@ -179,6 +187,9 @@ def test_an_encoder_that_wants_more_than_a_picture_or_tells_of_it_elsewhere_is_r
     naflex = Siglip2VisionConfig(**VISION, patch_size=56)
     with pytest.raises(ValueError, match="siglip2_vision_model cannot be the vision tower, which is given square"):
         AuLlavaForConditionalGeneration.from_backbones(naflex, LlamaConfig(**TEXT))
+    pixtral = PixtralVisionConfig(**VISION, **SQUARE)
+    with pytest.raises(ValueError, match="pixtral cannot be the vision tower.* Of 2 pictures the vision tower"):
+        AuLlavaForConditionalGeneration.from_backbones(pixtral, LlamaConfig(**TEXT))
     sam = SamVisionConfig(**VISION, **SQUARE, output_channels=16)
     with pytest.raises(ValueError, match="sam_vision_model has a hidden_size of 32, but tells 16 numbers of each"):
         AuLlavaForConditionalGeneration.from_backbones(sam, LlamaConfig(**TEXT))

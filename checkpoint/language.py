@@ -85,7 +85,7 @@ def main() -> None:
     losses: dict[str, list[float]] = {task: [] for task in TASKS}
     bar = tqdm(range(first, args.steps), desc="lessons", unit="step", mininterval=5, initial=first, total=args.steps)
     for step in bar:
-        random.seed(1000 * args.seed + step)
+        set_seed(1000 * args.seed + step)
         set_rate([optimizer], args.learning_rate, step / args.steps, 50 / args.steps)
         task = random.choice(list(TASKS))
         question, chosen = questions[task], random.choices(range(len(rows)), k=args.batch_size)
@@ -96,9 +96,9 @@ def main() -> None:
         exact = activations[chosen][:, None]
         seen[:, :, :UNITS] = exact + NOISE * torch.randn(*seen.shape[:2], UNITS)
         with autocast(model.device):
-            output = question.put(language, seen, answer, output_hidden_states=True)
-            logits = model.lm_head(output.last_hidden_state[:, -answer.shape[1] - 1 : -1])
-            state = output.hidden_states[DEPTH][:, -answer.shape[1] :]
+            told = question.put(language, seen, answer, output_hidden_states=True)
+            logits = model.lm_head(told.last_hidden_state[:, -answer.shape[1] - 1 : -1])
+            state = told.hidden_states[DEPTH][:, -answer.shape[1] :]
             named = probe(nn.functional.rms_norm(state, state.shape[-1:]))
         answer_loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), answer)
         loss = answer_loss + nn.functional.cross_entropy(named.float()[inside], units_at[inside])

@@ -19,7 +19,7 @@ from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 from au_llava.losses import soft_digits_table
-from checkpoint import estimates, mean, practice, pretrain, publish, reading
+from checkpoint import estimates, language, mean, practice, pretrain, publish, reading
 from checkpoint.estimates import Glance, train_estimates
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
@@ -463,6 +463,28 @@ def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_firs
     assert {name for name in changed if not name.startswith((f"{last}mlp", f"{last}post_attention_layernorm"))} == {
         "model.language_model.norm.weight", "lm_head.weight"
     }  # fmt: skip
+
+
+def test_lessons_go_on_as_if_never_stopped(tokenizer, text_first, tmp_path, monkeypatch):
+    tiny_model(copy.deepcopy(tokenizer), hidden_size=96).save_pretrained(tmp_path / "model")  # holds all units
+    text_first.save_pretrained(tmp_path / "model")
+    (sample,) = SAMPLE.glob("test-*.parquet")
+    (tmp_path / "train-00000.parquet").symlink_to(sample)
+    monkeypatch.setattr(language, "KEEP", 2)
+
+    def run(name: str) -> dict[str, torch.Tensor]:
+        made = ["--model", str(tmp_path / "model"), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["language", *made, "--steps", "3", "--batch_size", "4"])
+        language.main()
+        return AuLlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
+
+    whole = run("whole")
+    with killed(monkeypatch, language, step=2), pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    resumed = run("stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    start = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "model").state_dict()
+    assert {name.split(".")[1] for name in whole if not torch.equal(whole[name], start[name])} >= {"language_model"}
 
 
 def test_reading_goes_on_as_if_never_stopped(tokenizer, text_first, tmp_path, monkeypatch):

@@ -23,10 +23,10 @@ class _Line(NamedTuple):
 class Journal:
     """The finished parts of a job and their rows.
 
-    A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed, or
-    never reached the disk when the power failed, ends the file, and what it held is done again. Where several
-    processes share a job, each writes a file of its own and reads those of all, whatever their number was before. Of
-    lines of one part and number that of the latest run counts, in whichever file it stands.
+    A part, such as an input file, is one or more lines of JSON. A line that was cut off when the job was killed, never
+    reached the disk when the power failed, or was damaged since, ends the file, and what it held is done again.
+    Where several processes share a job, each writes a file of its own and reads those of all, whatever their number
+    was before. Of lines of one part and number that of the latest run counts, in whichever file it stands.
 
     Args:
         path (`Path`): The journal's file. It is made, or continued where it holds parts of the same job.
@@ -75,16 +75,18 @@ class Journal:
         with path.open("rb") as file:
             length = 0
             for line in file:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break
                 if not line.endswith(b"\n"):
                     break
-                if length:
-                    self._note(entry, path, length)
-                else:
-                    self._compare(entry["settings"])
+                try:
+                    entry = json.loads(line)
+                    if length:
+                        self._note(entry, path, length)
+                    else:
+                        settings = entry["settings"]
+                except (ValueError, KeyError, TypeError):  # not as it was written
+                    break
+                if not length:
+                    self._compare(settings)
                 length += len(line)
         return length
 
@@ -102,10 +104,11 @@ class Journal:
             )
 
     def _note(self, entry: dict, path: Path, offset: int) -> None:
-        lines, failed = self._lines[entry["part"]], any(row["status"] == "failed" for row in entry["rows"])
+        part, number = entry["part"], entry["number"]
+        failed = any(row["status"] == "failed" for row in entry["rows"])
         line = _Line(path, offset, entry["run"], entry["done"], failed)
-        if line.run >= lines.get(entry["number"], line).run:
-            lines[entry["number"]] = line
+        if line.run >= self._lines.get(part, {}).get(number, line).run:
+            self._lines[part][number] = line
 
     def _settle(self, part: str) -> None:
         """Tell whether a part is finished, by its last line, and whether it failed."""

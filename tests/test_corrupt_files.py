@@ -29,6 +29,7 @@ from PIL import Image
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS
+from au_llava.journal import Journal
 
 
 SECONDS = 60  # a case that takes longer hangs; all take well under one on an idle core
@@ -235,6 +236,26 @@ def read_recipe(path: Path) -> None:
         sys.stderr = sys.__stderr__
 
 
+SETTINGS = {"task": "detection"}
+
+
+def write_journal(folder: Path, draw: random.Random) -> Path:
+    journal = Journal(folder / "table.csv.partial", SETTINGS)
+    for name in "abcd":
+        journal.add({name: [{"file": name, "status": "ok"}]})
+    journal.close()
+    return folder / "table.csv.partial"
+
+
+def read_journal(path: Path) -> None:
+    journal = Journal(path, SETTINGS)
+    for name in "abcd":
+        if name not in journal.done:
+            journal.add({name: [{"file": name, "status": "ok"}]})
+    assert len(list(journal.rows("abcd"))) >= 4
+    journal.close()
+
+
 MODELS = Path()  # holds a whole tiny model and an adapter for it, which the fixture writes
 
 
@@ -265,6 +286,7 @@ KINDS = {  # writer, reader, whether it is text, cases by default, cases when sl
     "bp4d": (write_bp4d, read_bp4d, True, 8, 120),
     "disfa": (write_disfa, read_disfa, True, 8, 120),
     "csv": (write_csv, read_csv, True, 20, 260),
+    "journal": (write_journal, read_journal, True, 60, 300),
     "recipe": (write_recipe, read_recipe, True, 0, 150),
     "config.json": (model_file("config.json"), read_model, True, 8, 90),
     "model.safetensors": (model_file("model.safetensors"), read_model, False, 8, 60),

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 
 from au_llava import __version__
 
+from .datasets_scripts.report import read_json
 from .modeling_au_llava import AuLlavaForConditionalGeneration
 from .processing_au_llava import AuLlavaProcessor
 
@@ -32,6 +33,7 @@ MADE_WITH = ".made_with.json"
 
 # In the folder of a run: whom it was not trained on, and whom it was. They have names, and stay at home.
 PEOPLE = ("held_out.json", "trained_on.json")
+LOST = "restore it, or train anew, for it tells whom the model was trained on"
 
 _CARD = """
 # {title}
@@ -98,7 +100,8 @@ def check_made_with(folder: str | Path, settings: Mapping) -> None:
         ValueError: It was begun with others.
     """
     path = Path(folder, MADE_WITH)
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    remedy = "give another output_dir, or delete that folder"
+    before = read_json(path, remedy) if path.is_file() else {}
     for name, value in settings.items():
         if before.get(name, value) != value:
             raise ValueError(
@@ -238,7 +241,7 @@ def ever_seen(base: str, trained: set[tuple[str, str]]) -> dict[str, list[str]]:
 def _noted(base: str, file: str) -> dict[str, list[str]]:
     """People by data set, as one of the files of `PEOPLE` beside a model has them."""
     try:
-        return json.loads(Path(str(cached_file(base, file))).read_text())
+        return read_json(Path(str(cached_file(base, file))), LOST)
     except OSError:  # nobody wrote them down, or the model is from the Hub, where they do not go
         return {}
 

@@ -11,7 +11,6 @@ work between processes, with the same result. `docs/evaluation.md` explains what
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from au_llava import AuLlavaProcessor
 from au_llava.action_units import cover, select
 from au_llava.datasets_scripts.preparation import count
+from au_llava.datasets_scripts.report import read_json
 from au_llava.readout_au_llava import READOUTS
 from au_llava.recognition_au_llava import DECISIONS
 from evaluation import calibration
@@ -50,6 +50,7 @@ from evaluation.scores import BASELINES, OURS
 from evaluation.table import task_table
 
 
+SCORE_AGAIN = "delete it, and score again"
 _ASKED = ("fold", "limit", "tasks", "readout", "mirror")  # less than everything, or not as users are answered
 
 
@@ -198,7 +199,7 @@ def stored_calibration(folder: str) -> dict[int, dict]:
     """
     results, validation = Path(folder, "results.json"), Path(folder, "validation")
     fitted: dict[int, dict] = {}
-    found = json.loads(results.read_text()) if results.is_file() else {}
+    found = read_json(results, SCORE_AGAIN) if results.is_file() else {}
     if found.get("predictions") == stamp_of(folder):
         for task, result in found["tasks"].items():
             for fold, own in result["calibration"]["fitted"].items():
@@ -211,7 +212,7 @@ def stored_calibration(folder: str) -> dict[int, dict]:
 def asked_before(results: dict, output: str) -> dict:
     """Form and robustness that `results.json` tells of these very predictions, decided and calibrated as now."""
     file = Path(output, "results.json")
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = read_json(file, SCORE_AGAIN) if file.is_file() else {}
 
     def about(found: dict) -> tuple:
         fitted = {task: result["calibration"]["fitted"] for task, result in found["tasks"].items()}

@@ -5,9 +5,11 @@ import json
 import os
 import platform
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from PIL import Image, ImageDraw
@@ -50,16 +52,45 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def read_json(path: Path, remedy: str) -> dict:
+    """Read what this project wrote as JSON.
+
+    Args:
+        remedy (`str`): What to do if it is damaged.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}.") from error
+
+
+def check_whole(files: Iterable[Path]) -> None:
+    """See that Parquet files are whole, by what stands at their ends.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for file in files:
+        try:
+            pq.read_metadata(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it, and make it again.") from error
+
+
 def read_manifest(folder: str | Path) -> dict:
     """Read the manifest of prepared crops.
 
     Raises:
         FileNotFoundError: `folder` holds no prepared crops.
+        ValueError: The manifest is damaged.
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; prepare the crops first, see docs/data.md.")
-    return json.loads(path.read_text())
+    return read_json(path, "delete its folder, and prepare the crops anew")
 
 
 def finish(folder: Path, head: dict, shards: list[str], published: dict[str, dict[str, int]]) -> dict:

@@ -24,6 +24,7 @@ from .csv_labels import CsvLabels
 from .disfa import Disfa
 from .feafa import Feafa
 from .instructions import FEATURES
+from .report import check_whole
 from .synthetic_faces.builder import SyntheticFaces
 
 
@@ -133,6 +134,7 @@ def _read_folder(folder: Path, split: str) -> Dataset:
             f"No Parquet shards in {folder} for the split {split!r} ({split}-*.parquet); prepare them first "
             f"(docs/data.md), or name the data set: {', '.join(f'{name}:{folder}' for name in BUILDERS)}."
         )
+    check_whole(files)
     rows = Dataset.from_parquet([str(file) for file in files])
     missing = [name for name in FEATURES if name not in rows.column_names]
     if missing:

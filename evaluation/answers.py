@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -95,13 +97,22 @@ def _file(path: str | Path) -> Path:
     return path
 
 
+def _read(path: str | Path, reader: Callable):
+    file = _file(path)
+    try:
+        return reader(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it, and write it again with --model.") from error
+
+
 def read_origin(path: str | Path) -> dict:
     """What `predictions.parquet`, or the folder that holds it, remembers: `dataset`, `split`, `protocol`, `model`, ...
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: It is damaged.
     """
-    return {"options": ""} | json.loads(pq.read_schema(_file(path)).metadata[STAMP])
+    return {"options": ""} | json.loads(_read(path, pq.read_schema).metadata[STAMP])
 
 
 def stamp_of(path: str | Path) -> str:
@@ -126,8 +137,9 @@ def read_answers(path: str | Path, decision: str = "mode") -> dict[str, Answers]
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: It is damaged.
     """
-    table, answers = pq.read_table(_file(path)), {}
+    table, answers = _read(path, pq.read_table), {}
     for task in pc.unique(table["task"]).to_pylist():
         part = table.filter(pc.equal(table["task"], task))
         units, count = part["action_units"][0].as_py(), len(part)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from au_llava.action_units import PRESENT_LEVEL, PRESETS
 from au_llava.datasets_scripts.csv_labels import CsvLabels
+from au_llava.datasets_scripts.report import check_whole
 from au_llava.datasets_scripts.sources import SAME_PEOPLE, Source, hold_out
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
@@ -345,6 +346,7 @@ def _read_rendered(dataset: str, data_dir: str | Path, split: str, limit: int | 
             f"No shards {split}-*.parquet in {data_dir}; render them with "
             f"python -m au_llava.datasets_scripts.synthetic_faces --output_dir DIR, and give --data_dir DIR."
         )
+    check_whole(files)
     rows = _thin(datasets.Dataset.from_parquet([str(file) for file in files]), limit)
 
     def labels(task: str, preset: str) -> np.ndarray:

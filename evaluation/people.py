@@ -1,9 +1,11 @@
 """Whom a model was trained on, calibrated on and tested on: numbers are worth something where these are others."""
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+
+from au_llava.adapters import LOST
+from au_llava.datasets_scripts.report import read_json
 
 from .data import HELD_OUT, RENDERED, EvaluationSet, folds_of, is_own, leaks, read_set, same_people
 from .predict import of_fold
@@ -16,7 +18,7 @@ def held_out(model: str, dataset: str) -> list[str] | None:
 
 def noted(file: Path) -> dict[str, list[str]]:
     """People by data set, of a model that is a folder here and was trained by `train_sft.py`."""
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file, LOST) if file.is_file() else {}
 
 
 def trained(folder: str, dataset: str) -> set[str]:

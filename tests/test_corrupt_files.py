@@ -29,7 +29,15 @@ from PIL import Image
 
 from au_llava import AuLlavaForConditionalGeneration, AuLlavaProcessor
 from au_llava.action_units import PRESETS
+from au_llava.adapters import MADE_WITH, check_made_with, ever_seen
+from au_llava.datasets_scripts.report import read_manifest
+from au_llava.datasets_scripts.sources import Source
+from au_llava.datasets_scripts.synthetic_faces.writer import write_split
 from au_llava.journal import Journal
+from evaluate_au import asked_before
+from evaluation.answers import read_answers, read_origin
+from evaluation.data import read_set
+from evaluation.people import held_out
 
 
 SECONDS = 60  # a case that takes longer hangs; all take well under one on an idle core
@@ -422,6 +430,28 @@ def test_a_damaged_file_ends_in_a_clear_error_at_worst(kind, tmp_path):
     assert not wrong, "\n\n".join(wrong[:5])
     assert sum(counts.values()) == KINDS[kind][3]
     assert listing(ROOT) == before
+
+
+@pytest.mark.parametrize(
+    "name, read",
+    [
+        ("manifest.json", read_manifest),
+        ("manifest.json", lambda folder: write_split(folder, "test", 1)),
+        ("held_out.json", lambda folder: held_out(str(folder), "own")),
+        ("trained_on.json", lambda folder: ever_seen(str(folder), set())),
+        (MADE_WITH, lambda folder: check_made_with(folder, {"model": "."})),
+        ("results.json", lambda folder: asked_before({}, str(folder))),
+        ("predictions.parquet", read_answers),
+        ("predictions.parquet", read_origin),
+        ("train-0.parquet", lambda folder: Source(str(folder)).rows()),
+        ("test-00000.parquet", lambda folder: read_set("synthetic", folder)),
+        ("train-00000.parquet", lambda folder: Source(f"synthetic:{folder}").rows("train", ["detection:AU12"])),
+    ],
+)
+def test_what_the_project_wrote_is_named_when_it_was_cut(name, read, tmp_path):
+    (tmp_path / name).write_bytes(b'{"own": ["P')
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is damaged \(.*\); \w+"):
+        read(tmp_path)
 
 
 @pytest.mark.slow

@@ -301,6 +301,9 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     assert [path.name for path in resumed] == ["test-00000.parquet", "test-00001.parquet"]
     assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in resumed]
     assert resumed[0].stat().st_mtime_ns == kept
+    resumed[1].write_bytes(whole[1].read_bytes()[:-9])  # cut by a full disk
+    write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2)
+    assert resumed[1].read_bytes() == whole[1].read_bytes()
     with pytest.raises(ValueError, match="other settings .seed.*empty --output_dir"):
         write_split(tmp_path / "resumed", "test", limit=4, images_per_shard=2, seed=1)
     with pytest.raises(ValueError, match="other settings .make, varied.*empty --output_dir"):

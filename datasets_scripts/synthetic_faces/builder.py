@@ -18,6 +18,7 @@ from .. import instructions
 from ..builder import rows_of
 from ..instructions import instruct, make_row
 from ..preparation import digest, digest_code
+from ..report import check_whole
 from . import expression, layout
 from .expression import FACS_CODES, FEAFA_CODES
 
@@ -78,6 +79,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
                 f"No shards of synthetic faces in {folder}; render them with "
                 f"python -m au_llava.datasets_scripts.synthetic_faces --output_dir {folder}"
             )
+        check_whole(path for paths in shards.values() for path in paths)
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"shards": paths})
             for split, paths in shards.items()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image as PillowImage
 from tqdm.auto import tqdm
 
+from ..report import read_json
 from .expression import ACTIONS, FACS_CODES, FEAFA_CODES, LEVEL_EDGES, OCCURRENCE_LEVEL
 from .layout import FEATURES, IDENTITIES, IMAGES_PER_IDENTITY, LICENSE, VERSION, split_size
 from .renderer import OVERSAMPLING
@@ -109,7 +110,7 @@ def write_split(
         path = output_dir / f"{split}-{first // images_per_shard:05d}.parquet"
         count = min(images_per_shard, limit - first)
         paths.append(path)
-        if path.exists() and pq.read_metadata(path).num_rows >= count:
+        if path.exists() and _rows(path) >= count:
             done += count
         else:
             jobs.append((path, split, first, count, seed, varied, quick))
@@ -117,6 +118,14 @@ def write_split(
         for count in _run(jobs, workers):
             bar.update(count)
     return paths
+
+
+def _rows(path: Path) -> int:
+    """How many images a shard holds; none if it is no whole file."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid):
+        return 0
 
 
 def _run(jobs, workers: int):
@@ -151,7 +160,7 @@ def _claim(output_dir: Path, images_per_shard: int, seed: int, varied: float, qu
         "activations": list(ACTIONS),
     }
     if path.exists():
-        found = {"varied": 0.0, "make": 0, "quick": False} | json.loads(path.read_text())
+        found = {"varied": 0.0, "make": 0, "quick": False} | read_json(path, "give an empty --output_dir")
         different = sorted(key for key in manifest if found.get(key) != manifest[key])
         if different:
             raise ValueError(

@@ -208,6 +208,7 @@ class AnswerTrainer(AuLlavaTrainer):
         del inputs["labels"]
         weights, soft, tokens = (inputs.pop(name) for name in plain)
         answer = labels.shape[1] - int(learnt.any(0).int().argmax())  # places from the first answer token to the end
+        self.core().check_places(inputs["attention_mask"])
         outputs = model(**inputs, use_cache=False, logits_to_keep=answer + 1)
         labels, weights, soft = labels[:, -answer:], weights[:, -answer:], soft[:, -answer:]
         logits = outputs.logits[:, :-1]

@@ -222,6 +222,12 @@ class AuLlavaForConditionalGeneration(ReadoutMixin, LlavaForConditionalGeneratio
         crop = torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device)
         return len(self.get_image_features(crop).pooler_output[0])
 
+    def prepare_inputs_for_generation(self, input_ids, *args, attention_mask=None, inputs_embeds=None, **kwargs):
+        self.check_places(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+        return super().prepare_inputs_for_generation(
+            input_ids, *args, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+
     def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
         # `pipeline(model=ADAPTER)` loads the base's processor; ours then asks for the one beside the adapter.
         loaded = super().load_adapter(peft_model_id, *args, **kwargs)

@@ -176,7 +176,7 @@ class ReadoutMixin:
         finals = [torch.zeros(batch, grammar.count, len(letters), device=device) for letters in reader.alphabets]
 
         end = prompt_length + length - 1  # nothing is asked of the last token
-        self._check_places(positions[:, end - 1])
+        self.check_places(mask[:, :end])
         shared = self._shared_length(input_ids, attention_mask) if reuse_prefix else 0
         cache = self._cache(input_ids[:1, :shared], batch, end if static_shapes else None)
         rows = torch.arange(batch, device=device)  # the rows still being decoded
@@ -341,15 +341,22 @@ class ReadoutMixin:
                 f"{expected} patches of the pictures. Use the processor that was saved with this model."
             )
 
-    def _check_places(self, last: torch.Tensor) -> None:
-        """See that a language model with a table of places, as GPT-2 and OPT have, has one for each token."""
+    def check_places(self, attention_mask: torch.Tensor) -> None:
+        """See that a language model with a table of places, as GPT-2 and OPT have, has one for each token.
+
+        Args:
+            attention_mask (`torch.Tensor` of shape `(batch, length)`): 1 for tokens, 0 for padding.
+
+        Raises:
+            ValueError: There are more tokens than places.
+        """
         text = self.config.get_text_config()
         settings = vars(text)
         tables = {"max_position_embeddings", "n_positions"} & settings.keys()
         if "rope_parameters" in settings or not tables:  # it counts distances
             return
         places = min(settings[name] for name in tables)
-        if (tokens := int(last.max()) + 1) > places:
+        if (tokens := int(attention_mask.sum(1).max())) > places:
             raise ValueError(
                 f"Prompt and answer are {tokens} tokens long, but {text.model_type} has places for {places}; ask "
                 "about fewer Action Units at a time, or take a language model with more places."

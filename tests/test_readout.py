@@ -392,12 +392,17 @@ def test_more_tokens_than_a_language_model_has_places_for_are_one_clear_error(pr
     inputs, grammar = inputs_for(processor, "detection", "AU12", count=1), processor.grammar("detection", "AU12")
     needed = inputs["input_ids"].shape[1] + len(grammar) - 1  # nothing is asked of the last token
 
-    def recognize(language):
-        tokens = copy.deepcopy(tokenizer)
-        AuLlavaForConditionalGeneration.from_backbones(vision, language, tokens).recognize(**inputs, grammar=grammar)
+    def joined(language):
+        return AuLlavaForConditionalGeneration.from_backbones(vision, language, copy.deepcopy(tokenizer))
 
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
-    recognize(GPT2Config(**size, n_positions=needed))
-    recognize(LlamaConfig(**size, max_position_embeddings=needed - 1))  # which has no table
-    with pytest.raises(ValueError, match=rf"{needed} tokens long, but gpt2 has places for {needed - 1}; ask about"):
-        recognize(GPT2Config(**size, n_positions=needed - 1))
+    joined(GPT2Config(**size, n_positions=needed)).recognize(**inputs, grammar=grammar)
+    # which has no table
+    joined(LlamaConfig(**size, max_position_embeddings=needed - 1)).recognize(**inputs, grammar=grammar)
+    short = joined(GPT2Config(**size, n_positions=needed - 1))
+    told = rf"{needed} tokens long, but gpt2 has places for {needed - 1}; ask about"
+    with pytest.raises(ValueError, match=told):
+        short.recognize(**inputs, grammar=grammar)
+    short.generate(**inputs, max_new_tokens=len(grammar) - 1)
+    with pytest.raises(ValueError, match=told):
+        short.generate(**inputs, min_new_tokens=len(grammar), max_new_tokens=len(grammar))

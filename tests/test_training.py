@@ -29,6 +29,7 @@ from au_llava.arguments import LORA_TARGETS, read_arguments
 from au_llava.datasets_scripts.augmentation import Augmentation
 from au_llava.datasets_scripts.collator import QuestionCollator, QuestionSampler
 from au_llava.datasets_scripts.instructions import FEATURES, Question, Relations, instruct, make_row
+from au_llava.losses import AnswerTrainer
 from au_llava.shared_prefix import SharedPrefixTrainer
 from au_llava.trainer import AuLlavaTrainer, scores
 
@@ -172,6 +173,15 @@ def test_full_training_moves_every_weight_and_learns(tokenizer, processor, rows,
     assert not [name for name in still if not name.endswith("key.bias")]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("kind", [AnswerTrainer, SharedPrefixTrainer])
+def test_questions_longer_than_the_table_of_places_are_one_clear_error(tokenizer, processor, rows, tmp_path, kind):
+    vision = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
+    size = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer), "n_positions": 180}
+    model = AuLlavaForConditionalGeneration.from_backbones(vision, GPT2Config(**size), copy.deepcopy(tokenizer))
+    with pytest.raises(ValueError, match="tokens long, but gpt2 has places for 180; ask about fewer Action Units"):
+        make_trainer(kind, model, processor, rows, tmp_path).train()
 
 
 def test_several_processes_do_without_weights_on_which_no_patch_depends(process_group, tmp_path):

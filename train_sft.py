@@ -60,7 +60,8 @@ def main() -> None:
         )
     training.max_length = None  # cutting would cut image tokens
     training.remove_unused_columns = False  # questions are made from labels when a batch is drawn
-    training.output_dir = output_dir = training.output_dir.replace("{fold}", str(arguments.fold))
+    output_dir = str(Path(training.output_dir.replace("{fold}", str(arguments.fold))))  # without a slash at its end
+    training.output_dir = output_dir
     result = f"{output_dir}-merged" if arguments.merge and arguments.lora else output_dir
     push, training.push_to_hub = training.push_to_hub, False  # once, at the end, and validated
     resumed = last_checkpoint(output_dir)

@@ -174,6 +174,11 @@ print("RESULT" + json.dumps([answer.expected_values[0].tolist(), [unit["expected
 """
 
 
+def test_a_slash_at_the_end_of_output_dir_changes_nothing(run, tmp_path):
+    run("--output_dir", f"{tmp_path}/mine/", "--max_steps", 1, "--eval_strategy", "no", "--merge")
+    assert sorted(path.name for path in tmp_path.glob("*mine*")) == ["mine", "mine-merged"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_loads_in_a_fresh_process_elsewhere(run, tmp_path, dtype):

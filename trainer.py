@@ -110,6 +110,11 @@ class AuLlavaTrainer(SFTTrainer):
         else:
             restore(self.model, str(self.state.best_model_checkpoint))
 
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs):
+        begun = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs)
+        # Of a run that ended within an epoch `Trainer` would take one step more, each time it is given again.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begun
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         schedule = self.lr_scheduler
         if checkpoint is None or not isinstance(schedule, LambdaLR):  # DeepSpeed has one of its own

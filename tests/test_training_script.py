@@ -242,6 +242,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(run, monkeypatch, options):
     torch.testing.assert_close(load_file(next(folder.glob("*model.safetensors"))), weights, atol=1e-5, rtol=0)
 
 
+def test_a_run_that_is_done_stays_as_it_is(run):
+    options = ("--max_steps", 2, "--lr_scheduler_type", "constant", "--eval_strategy", "no")
+    weights = load_file(run(*options) / "adapter_model.safetensors")
+    folder = run(*options, "--merge")
+    assert last_checkpoint(folder).endswith("-2")
+    torch.testing.assert_close(load_file(folder / "adapter_model.safetensors"), weights, atol=0, rtol=0)
+
+
 def test_a_resumed_run_takes_the_learning_rate_that_it_is_given(run):
     plain = ("--eval_strategy", "no", "--lr_scheduler_type", "linear", "--warmup_steps", 0)
     run("--max_steps", 2, "--learning_rate", 1e-2, *plain)

@@ -1,5 +1,6 @@
 """What a training is told: the fields that a recipe, or the command line of `train_sft.py`, sets beside TRL's own."""
 
+import sys
 from dataclasses import dataclass, field
 
 import yaml
@@ -126,6 +127,9 @@ class AuLlavaArguments:
 
 def read_arguments(options: list[str] | None = None) -> tuple[AuLlavaArguments, SFTConfig]:
     """Recipe and command line, or one ValueError that says what is wrong with them."""
+    for option in sys.argv[1:] if options is None else options:
+        if option.startswith("--config="):  # of which TRL takes no notice
+            raise ValueError(f"{option} is not understood; write --config {option.removeprefix('--config=')}.")
     try:
         arguments, training = TrlParser(
             (AuLlavaArguments, SFTConfig)  # type: ignore[arg-type]  # it takes any dataclass

@@ -672,6 +672,11 @@ def test_a_broken_recipe_is_one_clear_message(tmp_path, text, message):
         read_arguments(["--config", str(tmp_path / "recipe.yaml"), "--use_cpu", "true", "--bf16", "false"])
 
 
+def test_a_recipe_behind_an_equals_sign_is_told_how_to_be_written():
+    with pytest.raises(ValueError, match="=recipes/smoke.yaml is not understood; write --config recipes/smoke.yaml"):
+        read_arguments(["--config=recipes/smoke.yaml"])
+
+
 def test_a_share_that_is_null_in_a_recipe_is_none_of_them(recipe):
     recipe.write_text(recipe.read_text() + "subset: null\nrare_weight: null\n")
     arguments, _ = read_arguments(["--config", str(recipe)])

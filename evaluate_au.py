@@ -79,9 +79,9 @@ def arguments() -> argparse.Namespace:
         "--calibrate", action="store_true", help="first fit on the validation people; store in --model"
     )
     parser.add_argument("--calibration", help="model folder whose calibration is used; --model by default")
-    parser.add_argument("--formats", type=int, default=0, help="on so many pictures, free text and contradictions")
+    parser.add_argument("--formats", type=count, default=0, help="on so many pictures, free text and contradictions")
     parser.add_argument("--beside", nargs="+", default=[], help="folders of other predictions: one more row each")
-    parser.add_argument("--robustness", type=int, default=0, help="damage so many pictures in 30 ways")
+    parser.add_argument("--robustness", type=count, default=0, help="damage so many pictures in 30 ways")
     parser.add_argument("--update_card", action="store_true", help="write the results into the README.md of --model")
     parser.add_argument("--batch_size", type=count, default=32)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))

@@ -31,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from au_llava.action_units import get_task, other_sides, select
+from au_llava.datasets_scripts.preparation import count
 from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from checkpoint.begun import begin
@@ -152,7 +153,7 @@ def main() -> None:
         "--data_dir", default=str(SAMPLE), help="the shards with the split train, prepared crops, or a csv"
     )
     parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
-    parser.add_argument("--limit", type=int, help="training pictures; as many as AU-LLaVA saw, to be fair")
+    parser.add_argument("--limit", type=count, help="training pictures; as many as AU-LLaVA saw, to be fair")
     parser.add_argument("--compute", type=float, help="operations for which encoder and heads go on learning first")
     parser.add_argument("--calibrate", action="store_true", help="leave the validation people out, for thresholds")
     parser.add_argument("--output", required=True)

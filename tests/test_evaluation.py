@@ -268,6 +268,8 @@ def test_command_scores_and_scores_again(folder, tmp_path, capsys):
         ("--model me/au --update_card", "write into --model, and me/au is no folder; download it first"),
         ("--model me/au{{fold}} --dataset disfa --calibrate", "and me/au1 is no folder; download it first"),
         ("--model . --limit -5", "--limit: '-5' is no number of 1 or more"),
+        ("--model . --formats -3", "--formats: '-3' is no number of 1 or more"),
+        ("--model . --robustness -3", "--robustness: '-3' is no number of 1 or more"),
         ("--model . --batch_size 0", "--batch_size: '0' is no number of 1 or more"),
         ("--model . --calibrate --limit 3 --no-mirror", "--calibrate goes without --limit, --mirror"),
         ("--model . --beside one/head two/head", "--beside one/head two/head: rows are named by their folders"),

@@ -85,12 +85,15 @@ def read_manifest(folder: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: `folder` holds no prepared crops.
-        ValueError: The manifest is damaged.
+        ValueError: The manifest is damaged, or of something else, such as rendered faces.
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; prepare the crops first, see docs/data.md.")
-    return read_json(path, "delete its folder, and prepare the crops anew")
+    manifest = read_json(path, "delete its folder, and prepare the crops anew")
+    if "fingerprint" not in manifest:
+        raise ValueError(f"{path}: no manifest of prepared crops, but of other files; give the folder of the crops.")
+    return manifest
 
 
 def finish(folder: Path, head: dict, shards: list[str], published: dict[str, dict[str, int]]) -> dict:

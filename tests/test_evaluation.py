@@ -282,6 +282,11 @@ def test_options_that_would_be_passed_over_are_refused(arguments, told, tmp_path
     assert told in capsys.readouterr().err
 
 
+def test_rendered_faces_are_not_taken_for_prepared_crops():
+    with pytest.raises(ValueError, match="manifest.json: no manifest of prepared crops, but of other files"):
+        read_set("disfa", SAMPLE)
+
+
 def test_calibrating_reads_only_the_validation_split(folder, tmp_path):
     sample = pq.read_table(next(SAMPLE.glob("test-*.parquet")))
     (tmp_path / "held").mkdir()

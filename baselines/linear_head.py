@@ -36,7 +36,7 @@ from au_llava.modeling_au_llava import moved
 from baselines.tuning import mean_features, tune
 from checkpoint.begun import begin
 from evaluation.answers import STAMP
-from evaluation.data import FOLDS, OWN, QUESTIONS, SAMPLE, EvaluationSet, has_folds, read_set, spread
+from evaluation.data import FOLDS, OWN, QUESTIONS, EvaluationSet, has_folds, read_set, spread
 from evaluation.people import check_never_seen, people_apart
 from evaluation.predict import answer_table, fingerprint, load, of_fold, write
 from evaluation.scores import is_detection
@@ -149,9 +149,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=[*QUESTIONS, OWN], default="synthetic")
     parser.add_argument("--protocol", default="standard", choices=("standard", "paper"))
     parser.add_argument("--fold", choices=FOLDS, default="all", help="test only one, where the data set has folds")
-    parser.add_argument(
-        "--data_dir", default=str(SAMPLE), help="the shards with the split train, prepared crops, or a csv"
-    )
+    parser.add_argument("--data_dir", required=True, help="the shards with the split train, prepared crops, or a csv")
     parser.add_argument("--test_dir", help="the shards with the split test; --data_dir by default")
     parser.add_argument("--limit", type=count, help="training pictures; as many as AU-LLaVA saw, to be fair")
     parser.add_argument("--compute", type=float, help="operations for which encoder and heads go on learning first")

@@ -282,6 +282,13 @@ def test_options_that_would_be_passed_over_are_refused(arguments, told, tmp_path
     assert told in capsys.readouterr().err
 
 
+def test_a_linear_head_needs_pictures_to_learn_from(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["linear_head", "--model", ".", "--dataset", "csv", "--output", "head"])
+    with pytest.raises(SystemExit):
+        linear_head.main()
+    assert "the following arguments are required: --data_dir" in capsys.readouterr().err
+
+
 def test_rendered_faces_are_not_taken_for_prepared_crops():
     with pytest.raises(ValueError, match="manifest.json: no manifest of prepared crops, but of other files"):
         read_set("disfa", SAMPLE)

@@ -118,6 +118,8 @@ def _build(name: str, place: str, split: str, options: dict) -> Dataset:
         remedy = "Name another: split=..."
         if split == "validation" and name != "synthetic":  # not the test people, by whom nothing may be chosen
             remedy = "Leave eval_data out, and keep some of the training people for validation with held_out."
+        elif name == "csv":  # an evaluation takes no other
+            remedy = "Give the csv pictures of people, with labels, in this split."
         elif folder == "crops_dir":  # neither are these
             remedy = "Give options that take some of these crops, such as FEAFA's part=B, or other crops."
         raise ValueError(f"{name}:{place} has no rows in the split {split!r}; it has: {found}. {remedy}")

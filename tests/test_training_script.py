@@ -500,6 +500,9 @@ def test_rows_come_from_the_split_that_is_asked_for(tmp_path):
     own = Source(f"csv:{tmp_path / 'own.csv'}?crops_dir={tmp_path / 'crops'}&detector=none")
     with pytest.raises(ValueError, match="Leave eval_data out, and keep some of the training people .* with held_out"):
         own.rows("validation")
+    (tmp_path / "one.csv").write_text("image,subject,AU12\na.png,anna,1\n")
+    with pytest.raises(ValueError, match=r"test \(0 rows\)\. Give the csv pictures of people"):
+        Source(f"csv:{tmp_path / 'one.csv'}?crops_dir={tmp_path / 'one'}&detector=none").rows("test")
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,14 @@ def openface_columns(asked: list[Question]) -> list[Column]:
         for unit in [unit for name, units in asked if name == task for unit in units]:
             if unit.code.removeprefix("AU").isdecimal():
                 name, key = f"AU{int(unit.code.removeprefix('AU')):02d}_{suffix}", f"{unit.code}_{task}{source}"
-                chosen.append(replace(_own(key, type, "", range, f"{key}, {unit.name}"), name=name))
+                own = _own(key, type, "", range, f"{key}, {unit.name}")
+                chosen.append(replace(own, name=name, value=_called(key) if task == "detection" else own.value))
     return [*chosen, *_PLACE[:1], *_PLACE[4:8], *_PLACE[9:]]
+
+
+def _called(key: str) -> Callable[[dict], int | None]:
+    """0 or 1 from an answer to `detection`, a mean too; none where there is no face."""
+    return lambda row: int(row[key] >= 0.5) if key in row else None
 
 
 def rows(photo: Photo, name: str) -> list[dict]:

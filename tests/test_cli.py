@@ -30,6 +30,7 @@ from au_llava.face_alignment import open_image
 from au_llava.inputs import described, expand
 from au_llava.journal import Journal
 from au_llava.photos import load_pipeline, provenance
+from au_llava.tables import openface_columns, write_table
 
 
 @pytest.fixture
@@ -75,6 +76,18 @@ def test_a_level_that_is_a_mean_is_a_real_number_in_every_table(au, photos, fold
     assert found == json.loads(Path("t.jsonl").read_text())
     level = found["AU12_intensity_level"]
     assert level == found["AU12_intensity_level_expected"] != int(level)
+
+
+def test_openface_calls_a_mean_present_or_absent(tmp_path):
+    chosen = openface_columns([("detection", select("AU1,AU2"))])
+    face = {"file": "a.png", "status": "ok", "face": 1, "AU1_detection": 0.73, "AU2_detection": 0.27}
+    for name, read in (("t.csv", None), ("t.parquet", parquet.read_table)):
+        write_table(tmp_path / name, [face, {"file": "b.png", "status": "no face"}], chosen, {})
+        if read:
+            assert read(tmp_path / name).column("AU01_c").to_pylist() == [1, None]
+            assert read(tmp_path / name).column("AU02_c").to_pylist() == [0, None]
+        else:
+            assert (tmp_path / name).read_text().splitlines()[1].startswith("1,0,0.0,,1,1,0,")
 
 
 @pytest.mark.parametrize("command", [[], ["recognize"], ["demo"], ["describe"], ["doctor"]])

@@ -126,7 +126,7 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
         meaning += "; line: 9 of 10 true values"
     draw.text((pad, pad + 1.5 * size), _fit(meaning, plain, width - 2 * pad), PALE, plain)
 
-    code_width = max(bold.getlength(code) for code in action_units) + size
+    code_width = min(max(bold.getlength(code) for code in action_units) + size, 0.3 * width)
     left = round(pad + code_width + min(0.36 * width, max(plain.getlength(u["name"]) for u in action_units.values())))
     right = round(width - pad - size / 2 - max(plain.getlength(t) for t in ("present", chosen.texts[-1])))
     left, low, high = min(left + size, right - width // 5), chosen.values[0], chosen.values[-1]
@@ -142,7 +142,7 @@ def draw_bars(action_units: dict[str, dict], task: str, width: int = 560, title:
     for index, (code, unit) in enumerate(action_units.items()):
         middle = top + row * index + row / 2
         active = is_active(unit, task)
-        draw.text((pad, middle), code, INK, bold, anchor="lm")
+        draw.text((pad, middle), _fit(code, bold, code_width - size / 2), INK, bold, anchor="lm")
         name = _fit(unit["name"], plain, left - pad - code_width - size / 2)
         draw.text((pad + code_width, middle), name, INK, plain, anchor="lm")
         reach = row * 0.28

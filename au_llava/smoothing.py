@@ -73,7 +73,7 @@ def _medians(same: list[dict], asked: list[Question]) -> dict:
                 continue
             if task == "detection":
                 present = found[f"{key}_expected"]
-                found[likely] = present if found[key] else round(1 - present, 6)
+                found[likely] = present if found[key] >= 0.5 else round(1 - present, 6)  # a mean, too
             else:
                 found[likely] = median_low(one[likely] for one in same if one[key] == found[key])
     return found

@@ -110,9 +110,12 @@ def read_origin(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged.
+        ValueError: It is damaged, or of something else.
     """
-    return {"options": ""} | json.loads(_read(path, pq.read_schema).metadata[STAMP])
+    known = _read(path, pq.read_schema).metadata or {}
+    if STAMP not in known:
+        raise ValueError(f"{path}: no predictions that evaluate_au.py wrote; write some with --model and --output.")
+    return {"options": ""} | json.loads(known[STAMP])
 
 
 def stamp_of(path: str | Path) -> str:

@@ -36,7 +36,7 @@ from au_llava.photos import load_pipeline
 from baselines import linear_head, tuning
 from baselines.tuning import augmented, tune
 from evaluation import calibration
-from evaluation.answers import read_answers
+from evaluation.answers import read_answers, read_origin
 from evaluation.card import update_card
 from evaluation.data import SAMPLE, read_set, spread
 from evaluation.formats import SHARED, check_formats
@@ -799,6 +799,9 @@ def test_missing_shards_say_how_to_make_them(tmp_path):
         read_set("synthetic", tmp_path, split="validation")
     with pytest.raises(FileNotFoundError, match="No predictions"):
         read_answers(tmp_path)
+    pq.write_table(pa.table({"AU12": [1]}), tmp_path / "own.parquet")
+    with pytest.raises(ValueError, match="own.parquet: no predictions that evaluate_au.py wrote"):
+        read_origin(tmp_path / "own.parquet")
 
 
 def test_free_text_and_contradictions(folder, faces):

@@ -307,6 +307,8 @@ def test_a_smoothed_probability_is_that_of_the_answer():
         0, 0.1, 0.9
     )  # fmt: skip
     assert (second["AU1_intensity_level"], second["AU1_intensity_level_probability"]) == (0, 0.3)
+    mean = rows[1] | {"AU1_detection": 0.1}  # as a calibration may decide
+    assert list(smoothed([mean], asked, 0.2)) == [mean]
 
 
 @pytest.mark.parametrize(("rate", "fps"), [(25, 2), (29.97, 2), (24, 5), (25, 10)])

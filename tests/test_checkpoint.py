@@ -19,7 +19,7 @@ from au_llava.action_units import TASKS
 from au_llava.datasets_scripts.synthetic_faces.builder import SAMPLE, labels_of
 from au_llava.datasets_scripts.synthetic_faces.expression import FACS_CODES
 from au_llava.losses import soft_digits_table
-from checkpoint import estimates, language, mean, practice, pretrain, publish, reading
+from checkpoint import cost, estimates, language, mean, practice, pretrain, publish, reading
 from checkpoint.estimates import Glance, train_estimates
 from checkpoint.muon import Muon, layer_weights, make_optimizers
 from checkpoint.practice import encode, practise, versions
@@ -372,7 +372,7 @@ def test_a_neuron_whose_gate_has_shut_speaks_of_its_unit_again():
     assert torch.corrcoef(torch.stack([said, values[0][:, 2]]))[0, 1] > 0.95
 
 
-def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, text_first, tmp_path):
+def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, text_first, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = tiny_model(copy.deepcopy(tokenizer), hidden_size=128, intermediate_size=160, num_attention_heads=2)
     questions, many = [Question(text_first, *about) for about in LISTS], 160
@@ -401,13 +401,15 @@ def test_estimates_learn_from_an_encoder_that_says_something_else(tokenizer, tex
     trained = {"multi_modal_projector.weight", "multi_modal_projector.bias"}
     trained.add(f"language_model.layers.{len(model.model.language_model.layers) - 1}.self_attn.v_proj.weight")
     kept = copy.deepcopy(model.model.state_dict())
-    cost = train_estimates(model, questions, said, labels, 60, tmp_path / "many.pt")
+    for module in (estimates, cost):
+        monkeypatch.setattr(module, "ROUND", (2, 0))
+    operations = train_estimates(model, questions, said, labels, 40, tmp_path / "many.pt")
     hook = layer.input_layernorm.register_forward_hook(lambda module, given, made: found.append(made))
     assert before.mean() < 0.1 and told(2).mean() > 0.3
     hook.remove()
     changed = {name for name, weight in model.model.state_dict().items() if not torch.equal(weight, kept[name])}
     assert changed == trained
-    assert cost == 5 * train_estimates(model, questions, said, labels, 12, tmp_path / "few.pt") > 0
+    assert operations == 5 * train_estimates(model, questions, said, labels, 8, tmp_path / "few.pt") > 0
 
 
 def test_the_appended_layer_changes_nothing_until_it_learns(tokenizer, text_first, rows, tmp_path):
@@ -495,6 +497,10 @@ def test_reading_goes_on_as_if_never_stopped(tokenizer, text_first, tmp_path, mo
     (sample,) = SAMPLE.glob("test-*.parquet")
     (faces / "train-00000.parquet").symlink_to(sample)
     monkeypatch.setattr(estimates, "KEEP", 4)
+    for module in (reading, cost):
+        monkeypatch.setattr(module, "LISTS", LISTS[:2])  # whose answers are short
+    for module in (estimates, cost):
+        monkeypatch.setattr(module, "ROUND", (0, 1))
 
     def run(name: str, source: str, *options: str) -> dict[str, torch.Tensor]:
         made = ["--model", str(tmp_path / source), "--data_dir", str(faces), "--output_dir", str(tmp_path / name)]

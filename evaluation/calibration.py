@@ -22,6 +22,7 @@ All is fitted on the validation split and nothing else, and is stored with the m
 import json
 import math
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,12 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
         if answer.split != "validation":
             raise ValueError(
                 f"Calibration needs the split 'validation', but these answers are about {answer.split!r}."
+            )
+        if (people := len(np.unique(answer.subjects))) < bootstrap.LEAST_PEOPLE:
+            warnings.warn(
+                f"{task} is calibrated on {people} people, fewer than {bootstrap.LEAST_PEOPLE}, who tell little of "
+                "others; give more pictures of other people, or take calibrated=False.",
+                stacklevel=2,
             )
         temperature = round(fit_temperature(answer), 4)
         fitted[task] = {"temperature": temperature}

@@ -158,7 +158,7 @@ def test_published_errors_are_marked():
 def test_thresholds_never_see_test_data(tmp_path):
     with pytest.raises(ValueError, match="validation"):
         calibration.fit({"detection": make_answers(split="test")})
-    with pytest.warns(UserWarning, match="detection is calibrated on 5 people, fewer than 6"):
+    with pytest.warns(UserWarning, match=r"detection is calibrated on fewer than 6 people \(5\), who"):
         calibration.fit({"detection": make_answers(split="validation", people=5)})
     fitted = calibration.fit({"detection": make_answers(split="validation", seed=5)})["detection"]
     test = make_answers()

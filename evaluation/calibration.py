@@ -66,8 +66,8 @@ def fit(answers: dict[str, Answers]) -> dict[str, dict]:
             )
         if (people := len(np.unique(answer.subjects))) < bootstrap.LEAST_PEOPLE:
             warnings.warn(
-                f"{task} is calibrated on fewer than {bootstrap.LEAST_PEOPLE} people ({people}), who tell little of others; "
-                "give pictures of more people, or take calibrated=False.",
+                f"{task} is calibrated on fewer than {bootstrap.LEAST_PEOPLE} people ({people}), who tell little of "
+                "others; give pictures of more people, or take calibrated=False.",
                 stacklevel=2,
             )
         temperature = round(fit_temperature(answer), 4)

@@ -106,19 +106,24 @@ def draw_people(counts: list[int], resamples: int = RESAMPLES) -> list[np.ndarra
 
 
 def resample(people: list[np.ndarray], scores, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Scores of every resample, the mean over folds.
+    """Scores of every resample, the mean over folds; NaN where fewer than `LEAST_PEOPLE` have a label for them.
 
     Args:
         people: From [`per_subject`].
         scores: [`detection_scores`] or [`intensity_scores`].
 
     Returns:
-        `dict[str, numpy.ndarray]`: For each score `(resamples, units)`, NaN of fewer than `LEAST_PEOPLE`.
+        `dict[str, numpy.ndarray]`: For each score `(resamples, units + 1)`, the mean over units last.
     """
     drawn = draw_people([len(fold) for fold in people], resamples)
     folds = [scores(np.tensordot(weights, fold, axes=1)) for weights, fold in zip(drawn, people, strict=True)]
-    few = sum(map(len, people)) < LEAST_PEOPLE
-    return {name: mean_over([fold[name] for fold in folds]) * (np.nan if few else 1) for name in folds[0]}
+    few = few_people(people, scores)
+    return {name: with_mean(mean_over([fold[name] for fold in folds]), few[name]) for name in folds[0]}
+
+
+def with_mean(draws: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """A score of every resample, `(resamples, units + 1)`: the mean over units last; NaN where `few` tell of it."""
+    return np.where(few, np.nan, np.column_stack([draws, mean_over(draws, axis=1)]))
 
 
 def few_people(people: list[np.ndarray], scores) -> dict[str, np.ndarray]:

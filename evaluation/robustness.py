@@ -119,7 +119,7 @@ def curves(
             here = (answer.groups["damage"] == name) & (answer.groups["strength"] == str(strength))
             part = answer.take(here)
             people, scores = sums(part, part.values)
-            draws = bootstrap.mean_over(bootstrap.resample(people, scores, resamples)[metric], axis=1)
+            draws = bootstrap.resample(people, scores, resamples)[metric][:, -1]
             low, high = bootstrap.interval(draws)
             value = float(bootstrap.mean_over(bootstrap.point(people, scores)[metric]))
             return {"value": value, "low": low, "high": high}

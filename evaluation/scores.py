@@ -191,15 +191,13 @@ def draw_scores(
     NaN where fewer than `LEAST_PEOPLE` have a label that the score is made of.
     """
     people, scores = sums(answers, values)
-    draws, few = bootstrap.resample(people, scores, resamples), bootstrap.few_people(people, scores)
+    draws = bootstrap.resample(people, scores, resamples)
     if is_detection(answers.task):
         who = (answers.subjects, answers.folds)
         ranks = bootstrap.resample_ranks(answers.labels, probabilities, *who, resamples)
-        draws, few = draws | ranks, few | dict.fromkeys(ranks, few["f1"])
-    return {
-        name: np.where(few[name], np.nan, np.column_stack([draw, bootstrap.mean_over(draw, axis=1)]))
-        for name, draw in draws.items()
-    }
+        few = bootstrap.few_people(people, scores)["f1"]
+        draws |= {name: bootstrap.with_mean(draw, few) for name, draw in ranks.items()}
+    return draws
 
 
 def _compute(answers: Answers, values: np.ndarray, probabilities: np.ndarray, rows: Sequence | slice) -> dict:
